@@ -1,0 +1,86 @@
+"""The seam to the outside world: what the tree and the reader ask of an archive. No I/O here.
+
+An implementation owes its callers:
+
+- It is safe to call from any thread, and creates threads, sockets and locks shared between threads only when first
+  called (the FUSE process has forked by then).
+- Every failure is an ``errors.ArchiveError``. A doubtful answer (HTML where JSON was asked for, an empty body, a parent
+  item) is ``UnexpectedReply``, never an empty listing, a zero size or short bytes.
+- Retries, back-off, timeouts and logging in happen inside. A call returns or raises within about twice its timeout.
+- Nothing it sends changes anything on the server.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from xnatfs.model import Entry, Listing
+
+
+class RangeStream(Protocol):
+    """One response body, read forward by one thread.
+
+    Attributes:
+        start: Offset in the file of the first byte that ``read`` returns. A server that ignores Range gives 0.
+        stop: Offset behind the last byte this body will give.
+        total: Size of the whole file in bytes, as this response says.
+        validator: What tells versions apart beyond the listing (Last-Modified, ETag) as sent; "" when none was.
+        ranged: True when the server honoured the range (206).
+    """
+
+    start: int
+    stop: int
+    total: int
+    validator: str
+    ranged: bool
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill at least one byte of ``buffer`` and return how many; 0 at ``stop`` only.
+
+        Raises:
+            Unavailable: the connection broke or the body ended before ``stop``.
+            TimedOut: no byte for the archive's timeout.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the connection go. Safe to call twice, and from another thread while ``readinto`` waits."""
+        ...
+
+
+class Archive(Protocol):
+    """A tree of directories and immutable files."""
+
+    @property
+    def id(self) -> str:
+        """Names the archive in content ids: the server's URL and what else decides what a key means."""
+        ...
+
+    def root(self) -> Entry:
+        """The top directory. Makes no request."""
+        ...
+
+    def children(self, directory: Entry) -> Listing:
+        """Ask for the listing called ``directory.listing``: it holds ``directory`` and what came for free with it.
+
+        Raises:
+            NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply
+        """
+        ...
+
+    def stat(self, entry: Entry) -> Entry:
+        """The same file entry with its ``size`` known, asked of the archive when the listing did not say."""
+        ...
+
+    def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
+        """Open a stream that contains [start, stop) of a file; it may begin before ``start`` and end after ``stop``.
+
+        Raises:
+            StaleContent: the file's length is not ``entry.size``; the listing is out of date.
+            NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections and, where the archive has one, the login session. Safe to call twice."""
+        ...

@@ -1,0 +1,47 @@
+"""The seam to what is kept. A cache may forget anything at any time; it may never return anything but what was put."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from xnatfs.model import ContentId
+
+
+class BlockKey(NamedTuple):
+    """The span [index * unit, (index + 1) * unit) of a content, cut at its end."""
+
+    content: ContentId
+    index: int
+    unit: int
+
+
+class BlockCache(Protocol):
+    """Holds blocks by key. Every method is safe from any thread and never raises: a fault is a miss and one warning."""
+
+    def get(self, key: BlockKey) -> bytes | None:
+        """The block's bytes, verified against their checksum, or None."""
+        ...
+
+    def put(self, key: BlockKey, data: bytes) -> None:
+        """Keep a block, making room first."""
+        ...
+
+    def get_note(self, content: ContentId) -> str | None:
+        """The short text last kept beside a content (the validator its blocks came with), or None."""
+        ...
+
+    def put_note(self, content: ContentId, note: str) -> None: ...
+
+    def discard(self, content: ContentId) -> None:
+        """Drop a content's blocks and note."""
+        ...
+
+    def hold(self, content: ContentId) -> None:
+        """A reader has the content open: evict its blocks last. Counted; ends with ``release``."""
+        ...
+
+    def release(self, content: ContentId) -> None: ...
+
+    def close(self) -> None:
+        """Finish pending writes and close files."""
+        ...

@@ -1,0 +1,1 @@
+"""The ``xnatfs`` command: argv, exit codes, text."""

@@ -1,0 +1,93 @@
+"""Every setting, as frozen records with defaults; handed down by the factory. Read in one place: ``cli/options.py``.
+
+Sizes are bytes, durations seconds (``_s``). Knows no file format, no environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name and a secret, or an anonymous visitor when ``user`` is None. The secret never shows in a repr."""
+
+    user: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    origin: str = "anonymous"  # where it was found, for messages and `doctor`
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    timeout_s: float = 60.0
+    retries: int = 4  # further tries after the first, on refused, reset, 429 and 5xx; bounded by timeout_s as a whole
+    max_connections: int = 8
+    ca_bundle: Path | None = None
+    proxy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    directory: Path | None = None  # None: memory only
+    block_size: int = MIB
+    limit_bytes: int = 20 * GIB
+    min_free: float = 0.05  # fraction of the file system that must stay free
+    memory_bytes: int = 128 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class ListingConfig:
+    ttl_s: float = 300.0
+    memory_entries: int = 200_000  # parsed entries kept; about 0.5 KB each
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConfig:
+    max_window: int = 16 * MIB  # how far one transfer may run ahead of its furthest reader
+    idle_s: float = 5.0  # a transfer that nobody has wanted for this long is let go
+    timeout_s: float = 60.0  # the longest a reader waits for one block without any progress
+    max_transfers: int = 7  # one connection stays free for listings
+
+
+@dataclass(frozen=True, slots=True)
+class TreeConfig:
+    projects: tuple[str, ...] = ()
+    scan_types: tuple[str, ...] = ()  # glob patterns
+    resources: tuple[str, ...] = ()  # glob patterns
+    names: str = "label"  # or "id"
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    fuse: str = "auto"  # "auto", "2" or "3"
+    allow_other: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    umask: int = 0o022
+    attr_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A SOURCE argument: ``https://host[/context]`` or ``xnat://host``, with ``#/PROJECT[/SUBJECT[/SESSION]]``."""
+
+    scheme: str
+    url: str  # scheme, host, port and context path, no trailing slash, no user name or password
+    inside: str = "/"  # the directory to show at the mount point
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    source: Source
+    credentials: Credentials = field(default_factory=Credentials)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    listing: ListingConfig = field(default_factory=ListingConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    mount: MountConfig = field(default_factory=MountConfig)

@@ -1,0 +1,1 @@
+"""Who asks: each module translates one outside API to the tree and holds no policy."""

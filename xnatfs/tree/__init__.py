@@ -1,0 +1,1 @@
+"""What it looks like: paths, safe names, cached listings, handles."""
