@@ -8,10 +8,10 @@ from xnatfs.model import ContentId
 
 
 class BlockKey(NamedTuple):
-    """The span [index * unit, (index + 1) * unit) of a content, cut at its end."""
+    """The span [number * unit, (number + 1) * unit) of a content, cut at its end."""
 
     content: ContentId
-    index: int
+    number: int
     unit: int
 
 
