@@ -1,0 +1,1 @@
+"""pytest plugins that scripts/test loads by name."""
