@@ -1,0 +1,1 @@
+"""Tests, lowest layer first: unit, conformance, property, demo, mount, tools, examples."""

@@ -1,0 +1,1 @@
+"""Servers and mounts for tests."""
