@@ -1,0 +1,151 @@
+"""What all readers of one file share while it is open or in transfer: its version, its transfers, the pieces to come.
+
+Knows nothing of HTTP or disks. One condition per flight guards everything in it; nothing waits for the network or the
+disk while holding it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from xnatfs.errors import ArchiveError, StaleContent
+from xnatfs.model import ContentId, Entry
+
+if TYPE_CHECKING:
+    from xnatfs.reading.transfer import Transfer
+
+
+class Need:
+    """A reader waits for [start, stop). Compared by identity."""
+
+    __slots__ = ("start", "stop")
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+
+
+class Flight:
+    """One version of one file.
+
+    Attributes:
+        base: The content as the listing names it.
+        content: The same with the validator of its bytes (Last-Modified) once a transfer or the cache's note has told
+            it: what blocks are kept under. None before.
+        noted: True when the cache has this version's validator.
+        cold: True while nothing can be cached ahead of the one transfer: looking on disk for it is a waste.
+        held: What the cache was told to evict last.
+        opens: Handles open now.
+        error: Set for good when this version can no longer be read; every read raises it.
+    """
+
+    def __init__(self, entry: Entry, base: ContentId, size: int, validator: str | None) -> None:
+        self.entry = entry
+        self.base = base
+        self.size = size
+        self.cond = threading.Condition(threading.Lock())
+        self.content = None if validator is None else _with_validator(base, validator)  # guarded by cond, set once
+        self.noted = validator is not None
+        self.cold = validator is None
+        self.held: ContentId | None = None  # guarded by the reader's lock
+        self.opens = 0  # guarded by the reader's lock
+        self.error: ArchiveError | None = None  # guarded by cond, set once
+        self.transfers: tuple[Transfer, ...] = ()  # replaced under cond, read without
+        self.rejections = 0  # bodies whose digest was wrong; written by the one transfer that sees it
+        self.served = False  # True once bytes of this version have gone to a reader
+        self.started = False  # True once a transfer has been
+        self._needs: list[Need] = []  # guarded by cond
+        self._kept: list[tuple[int, bytes]] = []  # guarded by cond: pieces some need overlaps, with their offset
+
+    def pin(self, validator: str) -> ContentId | None:
+        """Accept the version that a response belongs to, or None when it is not the one pinned before."""
+        content = _with_validator(self.base, validator)
+        with self.cond:
+            if self.content is None:
+                self.content = content
+            return content if self.content == content else None
+
+    def fail(self, error: ArchiveError) -> None:
+        with self.cond:
+            if self.error is None:
+                self.error = error
+            self.cond.notify_all()
+
+    def raise_error(self) -> None:
+        error = self.error
+        if error is not None:
+            raise type(error)(str(error), error.hint) from error  # a fresh one: tracebacks grow when shared
+
+    def add_need(self, start: int, stop: int) -> Need:
+        need = Need(start, stop)
+        with self.cond:
+            self._needs.append(need)
+        return need
+
+    def drop_need(self, need: Need) -> None:
+        with self.cond:
+            self._needs.remove(need)
+            if self._kept:
+                self._kept = [piece for piece in self._kept if self._needed(piece[0], piece[0] + len(piece[1]))]
+
+    def has_needs(self) -> bool:
+        return bool(self._needs)
+
+    def needed_in(self, start: int, stop: int) -> bool:
+        """Whether a reader waits for a byte of [start, stop). Call under ``cond``."""
+        return self._needed(start, stop)
+
+    def _needed(self, start: int, stop: int) -> bool:
+        return any(need.start < stop and start < need.stop for need in self._needs)
+
+    def keep(self, start: int, data: bytes) -> None:
+        """Hold a finished piece for the readers that wait for it. Call under ``cond``."""
+        if self._needed(start, start + len(data)):
+            self._kept.append((start, data))
+
+    def passed(self, start: int, stop: int) -> memoryview | None:
+        """Under ``cond``: the bytes at ``start`` that have passed: all of [start, stop), or up to their piece's end."""
+        for at, data in self._kept:
+            if at <= start < at + len(data):
+                return memoryview(data)[start - at : stop - at]
+        for transfer in self.transfers:
+            view = transfer.current(start, stop)
+            if view is not None:
+                return view
+        return None
+
+    def covering(self, at: int, far: int, ranged: bool) -> Transfer | None:
+        """Under ``cond``: a transfer that will pass byte ``at``, within ``far`` bytes if the server honours ranges.
+
+        Unless the server is known to honour ranges, one that is not answered yet counts: its answer is likely the
+        whole file, and asking beside it would fetch that twice.
+        """
+        for transfer in self.transfers:
+            if transfer.will_pass(at, far, ranged):
+                return transfer
+        return None
+
+    def advance(self, start: int, stop: int, window: int) -> None:
+        """A reader is at [start, stop): let the transfer before it run on."""
+        for transfer in self.transfers:
+            transfer.want(start, stop, window)
+
+    def add(self, transfer: Transfer) -> None:
+        """Under ``cond``."""
+        if self.started:
+            self.cold = False
+        self.started = True
+        self.transfers = (*self.transfers, transfer)
+
+    def remove(self, transfer: Transfer) -> None:
+        """Under ``cond``."""
+        self.transfers = tuple(other for other in self.transfers if other is not transfer)
+
+
+def stale(entry: Entry) -> StaleContent:
+    return StaleContent(f"{entry.key}: the archive now holds another version", "open the file again")
+
+
+def _with_validator(base: ContentId, validator: str) -> ContentId:
+    return ContentId(base.archive, base.key, f"{base.version}|{validator}")

@@ -1,0 +1,311 @@
+"""Turns (file, offset, size) into bytes: cached blocks where there are any, else from a transfer as it passes.
+
+Knows nothing of paths, HTTP or disks. Safe to call from any thread; a read blocks its own caller only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from xnatfs.archives.base import Archive
+from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.config import ReadConfig
+from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
+from xnatfs.model import ContentId, Entry
+from xnatfs.reading.flight import Flight
+from xnatfs.reading.prefetch import GRAIN, ReadPattern, request_stop
+from xnatfs.reading.transfer import Transfer
+
+BODY_TRIES = 3
+"""Transfers that one read may start in a row when bodies break in the middle. The archive retries requests by itself;
+this covers what it cannot see: a body that stops half-way."""
+
+JOIN_LIMIT = 8 * GRAIN
+"""Bytes a reader waits for a ranged transfer to come along before it starts one of its own nearer by."""
+
+CLOSE_S = 5.0
+"""Seconds that ``close`` waits for transfers to end; their sockets are shut by then."""
+
+
+class OpenFile:
+    """One open handle. Holds no position: reads name their own offset."""
+
+    __slots__ = ("entry", "flight", "pattern")
+
+    def __init__(self, entry: Entry, flight: Flight) -> None:
+        self.entry = entry
+        self.flight = flight
+        self.pattern = ReadPattern()
+
+
+class BlockReader:
+    """Reads files of one archive through one block cache."""
+
+    def __init__(self, archive: Archive, cache: BlockCache, config: ReadConfig, block_size: int) -> None:
+        if block_size % GRAIN:
+            raise ValueError(f"block size {block_size} is not a multiple of {GRAIN}")
+        self._archive = archive
+        self._cache = cache
+        self._config = config
+        self._block_size = block_size
+        self._slots = TransferSlots(config.max_transfers, config.timeout_s)
+        self._lock = threading.Lock()
+        self._flights: dict[ContentId, Flight] = {}  # guarded by _lock: versions that are open now
+
+    def open(self, entry: Entry) -> OpenFile:
+        """A handle on one version of a file. Makes no request.
+
+        Args:
+            entry: A file whose ``size`` is known (``ArchiveVFS.lookup`` sees to it).
+        """
+        if entry.size is None:
+            raise ValueError(f"{entry.key}: open needs a known size")
+        base = ContentId(self._archive.id, entry.key, entry.version)
+        with self._lock:
+            flight = self._flights.get(base)
+            if flight is not None and flight.error is None:
+                return self._opened(flight, entry)
+        note = self._cache.get_note(base)
+        with self._lock:
+            flight = self._flights.get(base)
+            if flight is None or flight.error is not None:
+                flight = self._flights[base] = Flight(entry, base, entry.size, note)
+            return self._opened(flight, entry)
+
+    def _opened(self, flight: Flight, entry: Entry) -> OpenFile:
+        """Under the reader's lock."""
+        flight.opens += 1
+        self._hold(flight)
+        return OpenFile(entry, flight)
+
+    def _hold(self, flight: Flight) -> None:
+        """Under the reader's lock: what is open is evicted last."""
+        if flight.held is None and flight.content is not None and flight.opens:
+            flight.held = flight.content
+            self._cache.hold(flight.held)
+
+    def release(self, file: OpenFile) -> None:
+        flight = file.flight
+        with self._lock:
+            flight.opens -= 1
+            if flight.opens:
+                return
+            held, flight.held = flight.held, None
+            for base, other in list(self._flights.items()):
+                if other.opens == 0 and not other.transfers:  # this one, and those whose transfer ran on till now
+                    del self._flights[base]
+        if held is not None:
+            self._cache.release(held)
+
+    def pread(self, file: OpenFile, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size) of the file, cut at its end. Errors as ``pread_into``."""
+        buffer = bytearray(max(0, min(size, file.flight.size - offset)))
+        self.pread_into(file, offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def pread_into(self, file: OpenFile, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` with the file's bytes from ``offset``; return how many.
+
+        Always all of ``buffer`` before the end of the file: libfuse fills the rest of a short reply with zeroes
+        (libfuse, include/fuse.h, ``read``), and zeroes look like pixels.
+
+        Raises:
+            Unavailable: no usable answer within the timeout and its retries.
+            TimedOut: no progress within ``ReadConfig.timeout_s``.
+            StaleContent: the archive now holds another version than the one opened.
+            CorruptContent: the bytes do not match the archive's own digest.
+            AccessDenied, NotFound: the archive refuses, or no longer has, the file.
+        """
+        flight = file.flight
+        if flight.error is not None:
+            flight.raise_error()
+        stop = min(offset + len(buffer), flight.size)
+        if offset >= stop:
+            return 0
+        window = file.pattern.observe(offset, stop, self._max_window())
+        if flight.transfers:
+            flight.advance(offset, stop, window)
+        at = offset
+        while at < stop:
+            block_stop = min(stop, (at // self._block_size + 1) * self._block_size)
+            target = buffer[at - offset : block_stop - offset]
+            count = self._from_cache(flight, at, target) if not self._is_ahead(flight, at) else 0
+            at += count or self._from_transfer(flight, at, target, window)
+        flight.served = True
+        return stop - offset
+
+    def close(self) -> None:
+        """Stop every transfer; reads that wait for one fail. Safe to call twice."""
+        self._slots.close(CLOSE_S)
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _max_window(self) -> int:
+        """All transfers together run ahead by at most twice one window, however many there are."""
+        return self._config.max_window // max(1, self._slots.count // 2)
+
+    def _is_ahead(self, flight: Flight, at: int) -> bool:
+        """Whether looking in the cache is a waste: the file was cold, and its transfer has not come to ``at`` yet."""
+        return flight.cold and any(transfer.position <= at for transfer in flight.transfers)
+
+    def _from_cache(self, flight: Flight, at: int, target: memoryview) -> int:
+        """Copy what one cached block or grain holds at ``at``; 0 when neither is there."""
+        content = flight.content
+        if content is None:
+            return 0
+        for unit in (self._block_size, GRAIN):
+            number = at // unit
+            data = self._cache.get(BlockKey(content, number, unit))
+            if data is not None and len(data) == min(unit, flight.size - number * unit):
+                piece = memoryview(data)[at - number * unit :][: len(target)]
+                target[: len(piece)] = piece
+                return len(piece)
+        return 0
+
+    def _from_transfer(self, flight: Flight, at: int, target: memoryview, window: int) -> int:
+        """Wait until the bytes at ``at`` pass, starting a transfer if none is on its way there."""
+        stop = at + len(target)
+        tries = 0
+        looked = False
+        need = flight.add_need(at, stop)  # from here on every piece that passes is kept for us
+        try:
+            while True:
+                flight.raise_error()
+                with flight.cond:
+                    piece = flight.passed(at, stop)
+                    if piece is None:
+                        transfer = flight.covering(at, JOIN_LIMIT, self._slots.ranged)
+                        if transfer is None and looked:
+                            transfer, leads = self._new_transfer(flight, at, stop, window), True
+                        else:
+                            leads = False
+                if piece is not None:
+                    target[: len(piece)] = piece
+                    return len(piece)
+                if transfer is None:
+                    looked = True  # it may have passed between our first look and the need
+                    if count := self._from_cache(flight, at, target):
+                        return count
+                    continue
+                if leads:
+                    self._run(transfer)
+                    with self._lock:
+                        self._hold(flight)
+                else:
+                    transfer.want(at, stop, window)
+                self._await(flight, transfer, at, stop)
+                if transfer.error is not None:
+                    tries += 1
+                    if not _worth_another(transfer, tries):
+                        raise _copy(transfer.error)
+        finally:
+            flight.drop_need(need)
+
+    def _new_transfer(self, flight: Flight, at: int, stop: int, window: int) -> Transfer:
+        """Under the flight's condition."""
+        transfer = Transfer(flight, self._archive, self._cache, self._config, self._block_size, self._slots)
+        transfer.start = at // GRAIN * GRAIN
+        transfer.asked_stop = request_stop(transfer.start, stop, flight.size, window)
+        transfer.position = transfer.start
+        transfer.want_unlocked(stop, window)
+        flight.add(transfer)
+        return transfer
+
+    def _run(self, transfer: Transfer) -> None:
+        """Send the request here; read a short body here too, a long one in a thread of its own."""
+        if transfer.open():
+            transfer.run()
+        else:
+            threading.Thread(target=transfer.run, name="xnatfs-transfer", daemon=True).start()
+
+    def _await(self, flight: Flight, transfer: Transfer, at: int, stop: int) -> None:
+        """Sleep until [at, stop) has passed or the transfer has ended. It ends by itself when the server is silent."""
+        # Twice, because the transfer's own clock may start a timeout later than ours (a request, then its body).
+        deadline = time.monotonic() + 2 * self._config.timeout_s + 1
+        position = transfer.position
+        with flight.cond:
+            while not transfer.ended and flight.error is None and flight.passed(at, stop) is None:
+                if transfer.position - position >= GRAIN:
+                    position, deadline = transfer.position, time.monotonic() + 2 * self._config.timeout_s + 1
+                if not flight.cond.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    break
+            else:
+                return
+        transfer.stop()
+        raise TimedOut(f"{flight.entry.key}: no answer within {self._config.timeout_s:g} s")
+
+
+class TransferSlots:
+    """At most so many transfers at once; a paused one that nobody waits for makes room for one that is wanted."""
+
+    def __init__(self, limit: int, timeout_s: float) -> None:
+        self._limit = limit
+        self._timeout_s = timeout_s
+        self._cond = threading.Condition(threading.Lock())
+        self._active: list[Transfer] = []  # guarded by _cond
+        self._closed = False
+        self.ranged = False  # whether the archive honoured the last range it was asked for
+
+    @property
+    def count(self) -> int:
+        return len(self._active)
+
+    def acquire(self, transfer: Transfer) -> None:
+        """Wait for a slot.
+
+        Raises:
+            Unavailable: none came free in time, or the reader is closing.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            with self._cond:
+                if self._closed:
+                    raise Unavailable("the file system is being unmounted")
+                if len(self._active) < self._limit:
+                    self._active.append(transfer)
+                    return
+                idle = [(since, other) for other in self._active if (since := other.idle_since()) is not None]
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"all {self._limit} connections are busy", "raise --connections")
+            if idle:
+                min(idle, key=lambda pair: pair[0])[1].stop()
+            with self._cond:
+                if len(self._active) >= self._limit:
+                    self._cond.wait(0.05)  # also a look again for one that has become idle
+
+    def answered(self, ranged: bool) -> None:
+        self.ranged = ranged
+
+    def release(self, transfer: Transfer) -> None:
+        with self._cond:
+            self._active.remove(transfer)
+            self._cond.notify_all()
+
+    def close(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        with self._cond:
+            self._closed = True
+            active = list(self._active)
+        for transfer in active:
+            transfer.stop()
+        with self._cond:
+            while self._active and time.monotonic() < deadline:
+                self._cond.wait(deadline - time.monotonic())
+
+
+def _worth_another(transfer: Transfer, tries: int) -> bool:
+    """A body that broke in the middle, or whose digest was wrong before anyone had a byte of it; not a refusal."""
+    error = transfer.error
+    if isinstance(error, CorruptContent):
+        return tries < 2
+    if isinstance(error, TimedOut | StaleContent) or not isinstance(error, Unavailable):
+        return False
+    return transfer.opened and tries < BODY_TRIES
+
+
+def _copy(error: ArchiveError) -> ArchiveError:
+    """A fresh exception for each waiter: one raised in many threads would grow a shared traceback."""
+    fresh = type(error)(str(error), error.hint)
+    fresh.__cause__ = error
+    return fresh

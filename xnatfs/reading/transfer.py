@@ -1,0 +1,388 @@
+"""One response body being consumed, forward only: cuts it into blocks, keeps them, wakes their readers.
+
+Knows nothing of paths, HTTP or files on disk. ``run`` belongs to one thread; everything else may be called from any.
+Back-pressure: it runs ahead of its furthest reader by a window, then leaves the socket alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from xnatfs.archives.base import Archive, RangeStream
+from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.config import KIB, MIB, ReadConfig
+from xnatfs.errors import ArchiveError, CorruptContent, TimedOut, Unavailable
+from xnatfs.reading.flight import Flight, stale
+from xnatfs.reading.prefetch import GRAIN
+
+if TYPE_CHECKING:
+    from xnatfs.model import ContentId
+
+log = logging.getLogger(__name__)
+
+CHUNK = 256 * KIB
+"""Bytes asked of the socket at once: more than the receive buffer holds, so one call empties it."""
+
+LITTLE = 4 * MIB
+"""Bytes: a rest smaller than this is fetched rather than thrown away. A guess: what reopening a connection costs."""
+
+PATIENCE = 6
+"""A paused transfer of a file that is still open is let go after this many idle times: proxies cut silent connections
+after a minute, and a connection is better given to somebody else."""
+
+HASH_AHEAD = 8
+"""Blocks that may wait for the MD5 thread: MD5 runs at about 0.6 GB/s, a burst should not stop the socket."""
+
+_FOREVER = 1 << 62
+
+
+class Slots(Protocol):
+    def acquire(self, transfer: Transfer) -> None: ...
+    def answered(self, ranged: bool) -> None: ...
+    def release(self, transfer: Transfer) -> None: ...
+
+
+class Transfer:
+    """From the first byte asked for to the end of one response.
+
+    Attributes:
+        position: Offset behind the last byte that has passed (guarded by the flight's condition; rising).
+        error: Why it ended early, for those who waited for it.
+        opened: True once the server's answer was accepted.
+        moved: Bytes that have passed.
+    """
+
+    def __init__(
+        self, flight: Flight, archive: Archive, cache: BlockCache, config: ReadConfig, block_size: int, slots: Slots
+    ) -> None:
+        self._flight = flight
+        self._archive = archive
+        self._cache = cache
+        self._config = config
+        self._block_size = block_size
+        self._slots = slots
+        self._stream: RangeStream | None = None
+        self._content: ContentId | None = None
+        self._cond = flight.cond
+        self._piece_start = 0  # guarded by _cond, like the next one
+        self._piece = bytearray()
+        self._limit = 0  # guarded by _cond: run until here
+        self._wanted = 0  # guarded by _cond: the furthest byte a reader has asked for
+        self._wanted_at = time.monotonic()
+        self._progress = 0  # the last position that counted as progress, and when it was reached
+        self._progress_at = 0.0
+        self._stopping = False
+        self._has_slot = False
+        self.start = 0
+        self.asked_stop = 0
+        self.position = 0
+        self.error: ArchiveError | None = None
+        self.ended = False
+        self.paused = False
+        self.opened = False
+        self.moved = 0
+
+    # --- for readers -------------------------------------------------------------------------------------------
+
+    def will_pass(self, at: int, far: int, ranged: bool) -> bool:
+        """See ``Flight.covering``."""
+        if self.ended or self._stopping:
+            return False
+        stream = self._stream
+        if stream is None:  # not answered yet
+            return not ranged or self.start <= at < self.asked_stop
+        if not self.position <= at < stream.stop:
+            return False
+        return not stream.ranged or at - self.position <= far
+
+    def current(self, start: int, stop: int) -> memoryview | None:
+        """Under the condition: bytes of the piece being filled, if [start, stop) or the rest of that piece is there."""
+        at = self._piece_start
+        if not at <= start < self.position:
+            return None
+        end = min(stop, at + len(self._piece))
+        return memoryview(self._piece)[start - at : end - at] if end <= self.position else None
+
+    def want(self, start: int, stop: int, window: int) -> None:
+        """A reader is at [start, stop) and worth ``window`` bytes of running ahead."""
+        if start > self.position + self._config.max_window and start > self._wanted and not self._flight.has_needs():
+            return  # read from the cache far ahead: no reason to hurry there
+        limit = stop + max(window, GRAIN)
+        if limit <= self._limit and stop <= self._wanted:
+            return
+        with self._cond:
+            self._wanted = max(self._wanted, stop)
+            self._wanted_at = time.monotonic()
+            if limit > self._limit:
+                self._limit = limit
+                if self.paused:
+                    self._cond.notify_all()
+
+    def want_unlocked(self, stop: int, window: int) -> None:
+        """The first demand, before anyone else knows this transfer."""
+        self._wanted = stop
+        self._limit = stop + max(window, GRAIN)
+
+    def stop(self) -> None:
+        """End soon, keeping what has passed. Returns at once."""
+        with self._cond:
+            self._stopping = True
+            self._cond.notify_all()
+            stream = self._stream
+        if stream is not None:
+            stream.close()
+
+    def idle_since(self) -> float | None:
+        """When a paused transfer that nobody waits for was last wanted; None while it is of use."""
+        if not self.paused or self._flight.has_needs():
+            return None
+        return self._wanted_at
+
+    # --- for the one thread that runs it -----------------------------------------------------------------------
+
+    def open(self) -> bool:
+        """Send the request and check its answer. True when the body is short enough to be read by the caller itself."""
+        flight = self._flight
+        try:
+            self._slots.acquire(self)
+            self._has_slot = True
+            stream = self._archive.open_range(flight.entry, self.start, self.asked_stop)
+            content = self._checked(stream)
+        except ArchiveError as error:
+            self._end(error)
+            return True
+        except BaseException:
+            self._end(Unavailable(f"{flight.entry.key}: reading was interrupted"))
+            raise
+        with self._cond:
+            self._content = content
+            self._stream = stream
+            self.position = self._piece_start = self._progress = stream.start
+            self._progress_at = time.monotonic()
+            self._cond.notify_all()
+            self.opened = True
+            stopping = self._stopping
+        self._slots.answered(stream.ranged)
+        if stopping:
+            stream.close()
+        return stream.stop - stream.start <= self._block_size
+
+    def _checked(self, stream: RangeStream) -> ContentId:
+        flight = self._flight
+        try:
+            if stream.total != flight.size or not stream.start <= self.start < stream.stop:
+                raise stale(flight.entry)
+            content = flight.pin(stream.validator)
+            if content is None:
+                assert flight.content is not None
+                self._cache.discard(flight.content)
+                self._cache.put_note(flight.base, stream.validator)
+                error = stale(flight.entry)
+                flight.fail(error)
+                raise error
+        except BaseException:
+            stream.close()
+            raise
+        if not flight.noted:
+            flight.noted = True
+            self._cache.put_note(flight.base, stream.validator)
+        return content
+
+    def run(self) -> None:
+        """Consume the body until its end, an error, or until nobody wants the rest."""
+        if self.ended:
+            return
+        try:
+            self._consume()
+        except ArchiveError as error:
+            self._end(error)
+        except BaseException as error:
+            self._end(Unavailable(f"{self._flight.entry.key}: reading failed: {error!r}"))
+            if not isinstance(error, Exception):
+                raise
+            log.exception("transfer of %s failed", self._flight.entry.key)
+        else:
+            self._end(None)
+
+    def _consume(self) -> None:
+        stream = self._stream
+        assert stream is not None
+        digest = self._flight.entry.digest
+        whole = stream.start == 0 and stream.stop == stream.total
+        hasher = _Hasher(stream.total > 4 * self._block_size) if digest and whole else None
+        try:
+            while self.position < stream.stop:
+                start, length, unit = self._next_piece(stream.stop)
+                piece = bytearray(length)
+                if not self._fill(stream, start, piece):
+                    return
+                data = bytes(piece)
+                if hasher is not None:
+                    hasher.update(data)
+                    if start + length == stream.stop and hasher.hexdigest() != digest:
+                        self._reject()
+                self._publish(start, data, unit)
+        finally:
+            if hasher is not None:
+                hasher.close()
+
+    def _fill(self, stream: RangeStream, start: int, piece: bytearray) -> bool:
+        """Read one piece from the socket, in view of its readers. False when the transfer is to end before that."""
+        view = memoryview(piece)
+        length, filled = len(piece), 0
+        with self._cond:
+            self._piece_start, self._piece = start, piece
+        while filled < length:
+            if self._stopping or (self.position >= self._limit and not self._wait_for_demand()):
+                self._keep_grains(start, view[:filled])
+                return False
+            filled += self._readinto(stream, view[filled : filled + CHUNK])
+            self._check_progress(start + filled)
+            if filled < length:
+                self._advance_to(start + filled)
+        return True
+
+    def _publish(self, start: int, data: bytes, unit: int) -> None:
+        """Keep a whole piece, then let its readers have it: in this order a reader that comes late finds it kept."""
+        if unit:
+            assert self._content is not None
+            self._cache.put(BlockKey(self._content, start // unit, unit), data)
+        with self._cond:
+            self._flight.keep(start, data)
+            self.position = start + len(data)
+            self.moved += len(data)
+            self._cond.notify_all()
+
+    def _check_progress(self, position: int) -> None:
+        """A server that drips a byte now and then never lets the socket time out: ask for a grain per timeout."""
+        now = time.monotonic()
+        if position - self._progress >= GRAIN:
+            self._progress, self._progress_at = position, now
+        elif now - self._progress_at > self._config.timeout_s:
+            raise TimedOut(f"{self._flight.entry.key}: under {GRAIN} bytes in {self._config.timeout_s:g} s")
+
+    def _readinto(self, stream: RangeStream, view: memoryview) -> int:
+        try:
+            count = stream.readinto(view)
+        except (ArchiveError, OSError, ValueError):
+            if self._stopping:  # stop() closed the connection under us
+                return 0
+            raise
+        if count == 0 and not self._stopping:
+            raise Unavailable(f"{self._flight.entry.key}: the body ended at {self.position} of {stream.stop} bytes")
+        return count
+
+    def _advance_to(self, position: int) -> None:
+        with self._cond:
+            self.position = position
+            if self._flight.has_needs():
+                self._cond.notify_all()
+
+    def _next_piece(self, stream_stop: int) -> tuple[int, int, int]:
+        """(start, length, unit to keep it under or 0): a block where a whole one comes, else a grain or less."""
+        start, size = self.position, self._flight.size
+        for unit in (self._block_size, GRAIN):
+            length = min(unit, size - start)
+            if start % unit == 0 and start + length <= stream_stop:
+                return start, length, unit
+        return start, min(GRAIN - start % GRAIN, stream_stop - start), 0
+
+    def _wait_for_demand(self) -> bool:
+        """Back-pressure: sleep until a reader comes near. False when the transfer should end instead."""
+        with self._cond:
+            self.paused = True
+            while self.position >= self._limit:
+                if self._stopping:
+                    return False
+                idle_s = time.monotonic() - self._wanted_at
+                patience_s = self._config.idle_s * (PATIENCE if self._flight.opens else 1)
+                if idle_s >= patience_s and not self._flight.has_needs():
+                    if not self._worth_finishing():
+                        return False
+                    self._limit = _FOREVER
+                    break
+                self._cond.wait(max(patience_s - idle_s, 0.05))
+            self.paused = False
+        self._progress, self._progress_at = self.position, time.monotonic()
+        return True
+
+    def _worth_finishing(self) -> bool:
+        assert self._stream is not None
+        left = self._stream.stop - self.position
+        return left <= LITTLE or left <= self._flight.size // 2
+
+    def _keep_grains(self, start: int, view: memoryview) -> None:
+        """The part of a block that has passed before letting go, in whole grains."""
+        content = self._content
+        if start % GRAIN or content is None:
+            return
+        for at in range(0, len(view) - GRAIN + 1, GRAIN):
+            key = BlockKey(content, (start + at) // GRAIN, GRAIN)
+            self._cache.put(key, bytes(view[at : at + GRAIN]))
+
+    def _reject(self) -> None:
+        """The whole body has passed and is not what the archive's catalog says. Its last piece has not been given out.
+
+        Asked for once more if no reader has had a byte of it; else the handles that read it have to fail.
+        """
+        flight = self._flight
+        if self._content is not None:
+            self._cache.discard(self._content)
+        error = CorruptContent(
+            f"{flight.entry.key}: the MD5 of the bytes received differs from the archive's catalog",
+            "damaged on its way, or the catalog is out of date: ask the archive's owner for a catalog refresh",
+        )
+        flight.rejections += 1
+        if flight.served or flight.rejections > 1:
+            flight.fail(error)
+        raise error
+
+    def _end(self, error: ArchiveError | None) -> None:
+        with self._cond:
+            self.error = error
+            self.ended = True
+            stream, self._stream = self._stream, None
+            self._flight.remove(self)
+            self._cond.notify_all()
+        if stream is not None:
+            stream.close()
+        if self._has_slot:
+            self._has_slot = False
+            self._slots.release(self)
+
+
+class _Hasher:
+    """MD5 of a body as it passes; for large ones in a thread of its own, beside the network and the disk."""
+
+    def __init__(self, threaded: bool) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._queue: queue.Queue[bytes | None] | None = None
+        if threaded:
+            self._queue = queue.Queue(HASH_AHEAD)
+            self._thread = threading.Thread(target=self._work, args=(self._queue,), name="xnatfs-md5", daemon=True)
+            self._thread.start()
+
+    def update(self, data: bytes) -> None:
+        if self._queue is None:
+            self._md5.update(data)
+        else:
+            self._queue.put(data)
+
+    def hexdigest(self) -> str:
+        self.close()
+        return self._md5.hexdigest()
+
+    def close(self) -> None:
+        if self._queue is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._queue = None
+
+    def _work(self, pieces: queue.Queue[bytes | None]) -> None:
+        while (data := pieces.get()) is not None:
+            self._md5.update(data)
