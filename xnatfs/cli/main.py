@@ -1,0 +1,158 @@
+"""The ``xnatfs`` command group and the one place where failures become lines and exit codes. Holds no command itself.
+
+Commands live in their own modules, imported when they are run: ``xnatfs --help`` imports click and nothing else.
+Runs in the main thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from xnatfs import __version__
+from xnatfs.cli.options import Invocation
+from xnatfs.errors import LoginFailed, Unavailable, XnatfsError
+
+# name -> (module, attribute, what `xnatfs --help` says); help is kept here so that listing it imports no command.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("xnatfs.cli.demo", "demo", "Mount a sample archive, served on this machine."),
+    "mount": ("xnatfs.cli.mount", "mount", "Mount an archive as a read-only folder."),
+    "umount": ("xnatfs.cli.mount", "umount", "Unmount it."),
+    "ls": ("xnatfs.cli.inspect", "ls", "List directories of an archive, without mounting it."),
+    "stat": ("xnatfs.cli.inspect", "stat", "Show what is known of files and directories."),
+    "cat": ("xnatfs.cli.inspect", "cat", "Write files of an archive to standard output."),
+    "config": ("xnatfs.cli.settings", "config", "Show the options in force and where each comes from."),
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+_LOCKING = "accounts lock after repeated failures, so check before trying again: "
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        import importlib
+
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            nearest = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            suggestion = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise click.UsageError(f"there is no command {args[0]!r}{suggestion}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="xnatfs", message="%(prog)s %(version)s")
+def cli() -> None:
+    """An XNAT imaging archive as a read-only folder.
+
+    SOURCE is https://host[/context], optionally with #/PROJECT[/SUBJECT[/SESSION]]. Exit codes: 0 done, 1 failed,
+    2 usage, 3 credentials, 4 server unreachable, 5 FUSE missing or mount refused.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; failures are one line on stderr, and a hint where there is one."""
+    invocation = Invocation()
+    try:
+        code = cli.main(args=arguments, prog_name="xnatfs", obj=invocation, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except click.ClickException as exc:
+        return _report_click(exc)
+    except BrokenPipeError:
+        return _reader_went_away()
+    except XnatfsError as exc:
+        return _report(invocation, exc, str(exc), exc.hint, exc.exit_code)
+    except OSError as exc:
+        return _report(invocation, exc, describe(exc), hint_for(exc, invocation), getattr(exc, "exit_code", 1))
+    except Exception as exc:  # noqa: BLE001 (the last resort: a fault of ours is one line too, unless -vv)
+        text = f"unexpected {type(exc).__name__}: {exc}"
+        return _report(invocation, exc, text, "this is a fault of xnatfs; -vv shows where", 1)
+
+
+def describe(error: OSError) -> str:
+    """ "what failed: why" of an ``OSError``, whether ours or the system's."""
+    reason = str(error.strerror or error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def hint_for(error: OSError, invocation: Invocation) -> str:
+    """What to do about a failed operation: the error's own hint, or what fits its kind."""
+    hint = str(getattr(error, "hint", ""))
+    if hint:
+        return hint
+    origin = invocation.credentials_origin
+    if isinstance(error, LoginFailed):
+        if origin in ("anonymous", "--anonymous"):
+            return "this server wants a login: give --user NAME, or set XNAT_USER and XNAT_PASS, or fill in ~/.netrc"
+        return _LOCKING + f"user and password came from {origin}" if origin else _LOCKING + "XNAT_USER, ~/.netrc"
+    if isinstance(error, Unavailable):
+        return "is the address right, and does the server answer from here (network, VPN, --proxy)?"
+    if isinstance(error, PermissionError) and origin == "anonymous":
+        return "you are not logged in: give --user NAME, or set XNAT_USER and XNAT_PASS"
+    return ""
+
+
+def report_error(message: str, hint: str = "") -> None:
+    """The form of every failure: one line, and a hint where there is one."""
+    click.echo(f"xnatfs: {_one_line(message)}", err=True)
+    if hint:
+        click.echo(f"hint: {_one_line(hint)}", err=True)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _report(invocation: Invocation, error: BaseException, message: str, hint: str, code: int) -> int:
+    if invocation.verbose >= 2:
+        import traceback
+
+        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+    report_error(message, hint)
+    return code
+
+
+def _report_click(error: click.ClickException) -> int:
+    """A usage error of click's own: an unknown flag, a missing argument, nothing at all."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2 and later
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "xnatfs"
+    words = command.split()[1:]
+    report_error(": ".join([*words, error.format_message()]), f"{command} --help")
+    return error.exit_code
+
+
+def _reader_went_away() -> int:
+    """`xnatfs ls … | head`: nobody reads on, which is not worth a line; the interpreter must not say so either."""
+    import os
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    return 1
