@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 import click
 
@@ -67,8 +67,8 @@ _SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 _DURATION_UNITS_S = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)")
 
-P = ParamSpec("P")
-R = TypeVar("R")
+CommandFunction = Callable[..., Any]  # click calls it with what the decorators below it declare
+Decorator = Callable[[CommandFunction], CommandFunction]
 
 
 # --- the words of option values ---------------------------------------------------------------------------------------
@@ -501,16 +501,16 @@ class OptionsCommand(click.Command):
                     formatter.write_dl(sections[heading])
 
 
-def with_options(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def with_options(*groups: str) -> Decorator:
     """Give a click command the options of these groups and a keyword argument ``settings``.
 
     With ``MOUNT`` comes ``-o KEY=VALUE``. Variables and file keys of all groups are read and checked in any case.
     """
     chosen = [option for option in OPTIONS if option.group in groups]
 
-    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+    def decorate(function: CommandFunction) -> CommandFunction:
         @functools.wraps(function)
-        def command(*args: Any, **parameters: Any) -> R:
+        def command(*args: Any, **parameters: Any) -> Any:
             flags = {option.key: parameters.pop(f"option_{option.name}") for option in chosen}
             invocation = click.get_current_context().find_root().ensure_object(Invocation)
             invocation.verbose = int(flags.get("verbose") or 0)
@@ -519,7 +519,7 @@ def with_options(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]]
             set_up_logging(settings)
             return function(*args, settings=settings, **parameters)
 
-        decorated: Callable[..., R] = command
+        decorated: CommandFunction = command
         if MOUNT in groups:
             decorated = _pairs_option()(decorated)
         for option in reversed(chosen):
@@ -529,7 +529,7 @@ def with_options(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]]
     return decorate
 
 
-def _click_option(option: Option) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def _click_option(option: Option) -> Decorator:
     shape: dict[str, Any] = {"metavar": option.metavar, "default": None}
     if option.kind == "flag":
         shape = {"is_flag": True, "default": False}
@@ -543,14 +543,14 @@ def _click_option(option: Option) -> Callable[[Callable[..., R]], Callable[..., 
     return _grouped(option.group, *names, f"option_{option.name}", help=text, **shape)
 
 
-def _pairs_option() -> Callable[[Callable[..., R]], Callable[..., R]]:
+def _pairs_option() -> Decorator:
     text = "Any option of this page without its dashes, as mount(8) and fstab write them; repeatable."
     return _grouped(MOUNT, "-o", "pairs", multiple=True, metavar="KEY=VALUE[,…]", help=text)
 
 
-def _grouped(group: str, *names: str, **shape: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def _grouped(group: str, *names: str, **shape: Any) -> Decorator:
     heading = type("GroupedOption", (GroupedOption,), {"group": group})
-    decorate: Callable[[Callable[..., R]], Callable[..., R]] = click.option(*names, cls=heading, **shape)
+    decorate: Decorator = click.option(*names, cls=heading, **shape)
     return decorate
 
 

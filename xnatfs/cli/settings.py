@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from xnatfs.cli.options import (
@@ -25,7 +27,7 @@ _UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 def show(settings: Settings) -> None:
     """Print each option, its value and its origin, separated by tabs when piped."""
     rows = [(option.key, shown(option, settings), settings.origins[option.key]) for option in OPTIONS]
-    if not click.get_text_stream("stdout").isatty():
+    if not sys.stdout.isatty():
         click.echo("\n".join("\t".join(row) for row in rows))
         return
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
