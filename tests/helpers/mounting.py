@@ -74,6 +74,16 @@ def mount_points() -> list[str]:
     return [line.split(" ")[1].encode().decode("unicode_escape") for line in lines]
 
 
+def processes_naming(path: Path) -> list[int]:
+    """Process ids whose command line names something below ``path``: what a command has left running there."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.fsencode(path) in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
 def detach(path: Path) -> None:
     """Take away whatever hangs at ``path``, at once and whatever its state."""
     program = shutil.which("fusermount3") or shutil.which("fusermount")
