@@ -79,7 +79,10 @@ def ls(sources: tuple[str, ...], long: bool, recursive: bool, as_json: bool, set
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @with_options(SERVER, VIEW, CACHE, MESSAGES)
 def stat(sources: tuple[str, ...], as_json: bool, settings: Settings) -> int:
-    """Show what is known of files and directories: size, time, XNAT's id, data type, digest."""
+    """Show what is known of files and directories.
+
+    Size, time, XNAT's id, URI, data type and digest, each where the archive says it.
+    """
     terminal = sys.stdout.isatty()
     with Archives(settings) as archives:
         failures = Failures()
@@ -101,9 +104,9 @@ def stat(sources: tuple[str, ...], as_json: bool, settings: Settings) -> int:
 @_SOURCES
 @with_options(SERVER, VIEW, CACHE, MESSAGES)
 def cat(sources: tuple[str, ...], settings: Settings) -> int:
-    """Write files of an archive to standard output, one after the other.
+    """Write files of an archive to standard output.
 
-    What a mount has cached is not fetched again, and the other way round.
+    One after the other. What a mount has cached is not fetched again, and the other way round.
     """
     with Archives(settings) as archives:
         failures = Failures()
@@ -148,10 +151,10 @@ class Archives:
 
     def locate(self, text: str) -> Place:
         """The place that ``SOURCE[#/PATH]`` names. Makes no request."""
-        from xnatfs.factory import open_vfs
-
         source = parse_source(text)
         if source.url not in self._opened:
+            from xnatfs.factory import open_vfs
+
             # The path may be a file, so the tree is opened at the top and the path looked up in it.
             top = dataclasses.replace(config_for(text, self._settings), source=dataclasses.replace(source, inside="/"))
             vfs = open_vfs(top)
