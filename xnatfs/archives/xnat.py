@@ -1,0 +1,363 @@
+"""An XNAT server as an archive: pyxnat logs in, requests carries listings and bytes.
+
+Which listing takes which requests is here; what their rows mean is in ``xnat_tables.py``. Safe to call from any thread.
+Only GET, HEAD and the logout are ever sent: nothing here can change data.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote
+
+import pyxnat
+import requests
+from requests.auth import HTTPBasicAuth
+
+from xnatfs.archives.http import (
+    Account,
+    HttpClient,
+    Reply,
+    content_length,
+    parse_set_cookie,
+    raise_for_status,
+    raise_translated,
+)
+from xnatfs.archives.xnat_tables import (
+    SITE,
+    Row,
+    experiment_listing,
+    lower_keys,
+    project_listing,
+    resources_listing,
+    site_listing,
+)
+from xnatfs.config import Credentials, HttpConfig, TreeConfig
+from xnatfs.errors import LoginFailed, StaleContent, Unavailable, UnexpectedReply
+from xnatfs.model import Entry, Listing
+
+log = logging.getLogger(__name__)
+
+LOGOUT_S = 3.0
+"""Seconds for ending the server session at unmount; it would end by itself."""
+
+JSON = {"format": "json"}
+
+
+class XnatArchive:
+    """Projects, subjects, sessions, scans and resources of one XNAT server, as one account sees them.
+
+    Args:
+        base_url: ``https://host[:port][/context]`` without a trailing slash.
+        user_agent: ``xnatfs/<version>``. Must not look like a browser's: XNAT sends those a login page with status 200.
+    """
+
+    def __init__(
+        self, base_url: str, credentials: Credentials, http: HttpConfig, tree: TreeConfig, user_agent: str
+    ) -> None:
+        self.id = base_url
+        self._base_url = base_url
+        self._credentials = credentials
+        self._http_config = http
+        self._tree = tree
+        self._account = Account(credentials, self._log_in, http.timeout_s)
+        self._http = HttpClient(base_url, http, self._account, user_agent)
+        self._lock = threading.Lock()
+        self._side: ThreadPoolExecutor | None = None  # guarded by _lock: requests sent beside the caller's own
+
+    def root(self) -> Entry:
+        return Entry(name="", key="/data/projects", is_dir=True, listing=SITE)
+
+    # --- listings ----------------------------------------------------------------------------------------------
+
+    def children(self, directory: Entry) -> Listing:
+        """See ``Archive.children``. One to four requests, side by side."""
+        kind, _, name = directory.listing.partition(":")
+        if kind == SITE:
+            return site_listing(self._table("/data/projects", JSON), self._tree)
+        if kind == "project":
+            return self._project(name)
+        if kind == "resources":
+            resources, files = self._tables(
+                lambda: self._table(f"{_quoted(name)}/resources", JSON),
+                lambda: self._table(f"{_quoted(name)}/files", JSON),
+            )
+            return resources_listing(name, directory.mtime_ns, resources, files, self._tree)
+        return self._experiment(directory, name, with_scans=kind == "session")
+
+    def _project(self, project: str) -> Listing:
+        path = f"/data/projects/{quote(project, safe='')}"
+        subjects, experiments = self._tables(
+            # ID and label together, or a shared subject shows its owner's label (ProjectSubjectList)
+            lambda: self._table(f"{path}/subjects", {**JSON, "columns": "ID,label,insert_date"}),
+            lambda: self._table(
+                f"{path}/experiments",
+                {**JSON, "columns": "ID,label,xsiType,date,subject_ID,subject_label,insert_date,last_modified"},
+            ),
+        )
+        return project_listing(project, subjects, experiments, self._tree)
+
+    def _experiment(self, directory: Entry, experiment: str, with_scans: bool) -> Listing:
+        path = f"/data/experiments/{quote(experiment, safe='')}"
+        everything = {**JSON, "all": "true"}
+        calls = [
+            lambda: self._table(f"{path}/files", everything),
+            lambda: self._table(f"{path}/resources", everything),
+        ]
+        if with_scans:
+            # ID is named because a scan list without it is a 500: the primary key is another column
+            calls.append(lambda: self._table(f"{path}/scans", {**JSON, "columns": "ID,type,xsiType"}))
+            calls.append(lambda: self._table(f"{path}/assessors", {**JSON, "columns": "ID,label,xsiType"}))
+        tables = self._tables(*calls)
+        return experiment_listing(
+            directory.listing,
+            directory.mtime_ns,
+            scans=tables[2] if with_scans else None,
+            assessors=tables[3] if with_scans else [],
+            resources=tables[1],
+            files=tables[0],
+            config=self._tree,
+        )
+
+    def _tables(self, *calls: Callable[[], list[Row]]) -> list[list[Row]]:
+        """Several tables side by side: the first on the caller's thread, the others beside it."""
+        with self._lock:
+            if self._side is None:
+                self._side = ThreadPoolExecutor(self._http_config.max_connections, "xnatfs-listing")
+            side = self._side
+        others = [side.submit(call) for call in calls[1:]]
+        try:
+            first = calls[0]()
+        except BaseException:
+            for future in others:
+                future.cancel()
+            raise
+        return [first, *(future.result() for future in others)]
+
+    def _table(self, path: str, params: Mapping[str, str]) -> list[Row]:
+        """The rows of a listing, with lower-case column names.
+
+        Raises:
+            UnexpectedReply: not a table. A route that does not exist answers with its parent item and status 200.
+        """
+        document = self._http.get_json(path, params)
+        result = document.get("ResultSet") if isinstance(document, dict) else None
+        rows = result.get("Result") if isinstance(result, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            what = "the parent item" if isinstance(document, dict) and "items" in document else "another document"
+            raise UnexpectedReply(
+                f"GET {path}: {what} in place of a table", "is this an XNAT server of version 1.7 or later?"
+            )
+        return lower_keys(rows)
+
+    def stat(self, entry: Entry) -> Entry:
+        """See ``Archive.stat``. One HEAD request."""
+        headers = self._http.head(_quoted(entry.key))
+        length = headers.get("Content-Length", "")
+        if not length.isdigit():
+            raise UnexpectedReply(f"HEAD {entry.key}: no Content-Length")
+        modified = headers.get("Last-Modified", "")
+        return replace(
+            entry,
+            size=int(length),
+            mtime_ns=_http_time_ns(modified) or entry.mtime_ns,
+            version=f"{length}:{entry.digest}:{modified}",
+        )
+
+    # --- bytes -------------------------------------------------------------------------------------------------
+
+    def open_range(self, entry: Entry, start: int, stop: int) -> HttpBody:
+        """See ``Archive.open_range``. XNAT ignores Range and sends 200 with the whole file; a proxy may honour it."""
+        reply = self._http.open(_quoted(entry.key), {"Range": f"bytes={start}-{stop - 1}"})
+        try:
+            return _checked_body(reply, entry, start, stop)
+        except BaseException:
+            reply.close()
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            side, self._side = self._side, None
+        if side is not None:
+            side.shutdown(wait=False, cancel_futures=True)
+        self._log_out()
+        self._http.close()
+
+    # --- login -------------------------------------------------------------------------------------------------
+
+    def _log_in(self) -> Mapping[str, str]:
+        """One login: the cookies of a new server session.
+
+        A 200 alone proves nothing (``/data/JSESSION`` is open to anyone), but wrong credentials sent along are a 401.
+        """
+        interface = _Interface(self._base_url, self._credentials, self._http.new_session())
+        what = f"logging in to {self._base_url}"
+        timeout_s = self._http_config.timeout_s
+        try:
+            response = interface.get("/data/JSESSION", allow_redirects=False, timeout=(min(10.0, timeout_s), timeout_s))
+        except requests.RequestException as error:
+            raise_translated(error, what)
+        finally:
+            interface.forget()
+        return _session_cookies(response, self._credentials, what)
+
+    def _log_out(self) -> None:
+        cookies = self._account.cookies()
+        if not cookies:
+            return
+        interface = _Interface(self._base_url, Credentials(), self._http.new_session())
+        try:
+            headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
+            interface.delete("/data/JSESSION", headers=headers, allow_redirects=False, timeout=LOGOUT_S)
+        except requests.RequestException:
+            log.info("could not end the session on %s; it ends by itself", self._base_url)
+        finally:
+            interface.forget()
+
+
+class _Interface(pyxnat.Interface):  # type: ignore[misc]  # pyxnat has no types
+    """pyxnat's connection without its constructor: that one imports every derivatives plugin, pandas with them (0.9 s),
+    and takes proxies from the environment. URL joining, verbs and credentials are pyxnat's own."""
+
+    def __init__(self, server: str, credentials: Credentials, session: requests.Session) -> None:
+        self._server = server
+        self._user = credentials.user
+        self._pwd = credentials.secret
+        self._anonymous = credentials.user is None
+        self._jsession = None
+        self._entry = None
+        self._http = session
+        if credentials.user is not None:
+            session.auth = HTTPBasicAuth(credentials.user.encode(), (credentials.secret or "").encode())
+
+    def forget(self) -> None:
+        self._pwd = None
+        self._http.auth = None
+        self._http.close()
+
+
+def _session_cookies(response: requests.Response, credentials: Credentials, what: str) -> dict[str, str]:
+    status = response.status_code
+    if status == 401:
+        if credentials.user is None:
+            raise LoginFailed(f"{what}: this site has no guests", "set XNAT_USER and XNAT_PASS, or use ~/.netrc")
+        raise LoginFailed(
+            f"{what}: user {credentials.user!r} was refused (credentials from {credentials.origin})",
+            "check user and password in a browser; accounts lock after repeated failures",
+        )
+    if status in (301, 302, 303, 307, 308):
+        target = response.headers.get("Location", "").split("?", 1)[0]
+        raise UnexpectedReply(
+            f"{what}: the server sends us to {target}", "use that address as the source if you trust it"
+        )
+    if status != 200:
+        try:
+            raise_for_status(status, response.headers, what)
+        except Unavailable:
+            raise
+        except OSError as error:
+            raise UnexpectedReply(
+                f"{what}: status {status}: not an XNAT server?", "check the address and its path"
+            ) from error
+    text = response.text.strip()
+    if not text or len(text) > 256 or "<" in text:
+        raise UnexpectedReply(
+            f"{what}: a page in place of a session: not an XNAT server?", "check the address and its path"
+        )
+    cookies: dict[str, str] = {}
+    for line in response.raw.headers.getlist("Set-Cookie"):
+        cookies.update(parse_set_cookie(line))
+    cookies.setdefault("JSESSIONID", text)
+    return cookies
+
+
+class HttpBody:
+    """The body of a file's GET, checked against what the listing said. See ``RangeStream``."""
+
+    def __init__(self, reply: Reply, start: int, stop: int, total: int, validator: str, ranged: bool) -> None:
+        self._reply = reply
+        self._at = start
+        self.start = start
+        self.stop = stop
+        self.total = total
+        self.validator = validator
+        self.ranged = ranged
+
+    def readinto(self, buffer: memoryview) -> int:
+        size = min(len(buffer), self.stop - self._at)
+        if size <= 0:
+            return 0
+        piece = self._reply.read1(size)
+        if not piece:
+            raise Unavailable(f"{self._reply.url}: the body ended at byte {self._at} of {self.stop}")
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        if self._at == self.stop:
+            self._finish()
+        return len(piece)
+
+    def _finish(self) -> None:
+        """At the last byte: nothing may follow (a body without a length could be longer than the file was)."""
+        if content_length(self._reply) is None and self._reply.read1(1):
+            raise StaleContent(f"{self._reply.url}: longer than {self.total} bytes")
+        self._reply.close(reusable=True)
+
+    def close(self) -> None:
+        self._reply.close()
+
+
+def _checked_body(reply: Reply, entry: Entry, start: int, stop: int) -> HttpBody:
+    """Doubt every 200: a login page has a status of 200 as well."""
+    what = f"GET {entry.key}"
+    assert entry.size is not None
+    kind = reply.headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
+    if reply.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+        raise UnexpectedReply(f"{what}: an encoded body although identity was asked for")
+    validator = reply.headers.get("Last-Modified") or reply.headers.get("ETag") or ""
+    if reply.status == 206:
+        first, last, total = _content_range(reply, what)
+        if not first <= start < last:
+            raise UnexpectedReply(f"{what}: bytes from {first} to {last} in place of {start} to {stop}")
+        ranged = True
+    else:
+        length = content_length(reply)
+        first, total = 0, entry.size if length is None else length
+        last, ranged = total, False
+        is_page = kind in ("text/html", "application/xhtml+xml") and not entry.name.lower().endswith((".html", ".htm"))
+        if is_page and length != entry.size:
+            raise UnexpectedReply(
+                f"{what}: an HTML page in place of the file", "open the address in a browser: an agreement to accept?"
+            )
+    if total != entry.size:
+        raise StaleContent(f"{what}: {total} bytes where the listing says {entry.size}", "list the directory again")
+    return HttpBody(reply, first, last, total, validator, ranged)
+
+
+def _content_range(reply: Reply, what: str) -> tuple[int, int, int]:
+    """(start, stop, total) of a 206, half-open."""
+    text = reply.headers.get("Content-Range", "")
+    try:
+        unit, _, rest = text.partition(" ")
+        span, _, total = rest.partition("/")
+        first, _, last = span.partition("-")
+        if unit.lower() != "bytes":
+            raise ValueError(text)
+        return int(first), int(last) + 1, int(total)
+    except ValueError:
+        raise UnexpectedReply(f"{what}: status 206 with Content-Range {text[:60]!r}") from None
+
+
+def _quoted(path: str) -> str:
+    """A raw path from a listing for a request: XNAT does not encode its URIs, and reads a raw + as a space."""
+    return quote(path, safe="/")
+
+
+def _http_time_ns(text: str) -> int:
+    try:
+        return int(parsedate_to_datetime(text).timestamp()) * 1_000_000_000
+    except (TypeError, ValueError, IndexError):
+        return 0
