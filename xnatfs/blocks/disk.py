@@ -1,0 +1,690 @@
+"""The block store on disk: survives remounts and ``kill -9``, bounded in bytes, shared by any number of processes.
+
+Blocks are files named by the hash of their key, so that a read, hit or miss, asks no database; diskcache (imported
+here only) keeps the books: which blocks there are, what they take, when a content was last used. Not a place of truth:
+every file carries its key and checksums, and whatever does not verify is a miss. Nothing is pickled or unpickled.
+
+Any thread may call, in any number of processes; the first call opens the store, after which the process must not
+fork. ``_lock`` guards the one database connection and is held for single statements or short transactions, never while
+a block is read or written. A block is booked, then written under ``tmp/``, then renamed; it is removed in the opposite
+order. A process killed at any point leaves too much booked, never a file that counts for nothing.
+
+DIRECTORY/              0700
+    cache.db[-wal,-shm]  0600, diskcache's tables: hashed names, sizes, times, notes
+    lock                 0600, taken while a process opens or remakes the database
+    tmp/                 blocks being written
+    00/ ... ff/          block files, 0600
+"""
+
+# Paths are strings on the hot paths: making a pathlib path costs as much as the system call it is for.
+# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH110, PTH116, PTH120
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import diskcache
+from diskcache.core import MODE_BINARY, MODE_RAW
+from xxhash import xxh3_64_intdigest
+
+from xnatfs.blocks.base import BlockKey
+from xnatfs.blocks.format import HEADER_BYTES, NAME, SUM, Damaged, filename_of, header_of, name_of, read_span, tag_of
+from xnatfs.model import ContentId
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+
+# Blocks are written in this directory and renamed out of it.
+WRITING = "tmp"
+
+# What a file takes on ext4, xfs and tmpfs is a multiple of this.
+DISK_UNIT = 4096
+
+# Making room frees this much more than needed, at most: eviction then runs once in some hundred writes.
+BATCH_BYTES = 256 * MIB
+BATCH_FRACTION = 20  # ... and no more than a twentieth of the limit
+
+# Rows deleted in one transaction: about 5 ms during which other processes wait.
+ROWS_PER_TRANSACTION = 128
+
+# Uses are written down at most once in this time for each content, so that reads are not writes.
+USE_GRAIN_S = 60.0
+
+# How long writing, or opening, is left alone after it failed. A guess: short enough to notice a freed disk.
+PAUSE_S = 2.0
+
+# The file system's free space, and whether the directory is still the one that was opened, are looked at this often.
+LOOK_S = 1.0
+
+# Waiting for another process's transaction. Those take milliseconds; longer means trouble, and the block is not kept.
+BUSY_S = 5.0
+
+# A file in tmp/ this old belongs to nobody: a block is written in milliseconds.
+ABANDONED_S = 60.0
+
+# Warnings about damaged blocks: a rotten disk must not fill the log.
+DAMAGE_WARNING_S = 60.0
+
+SETTINGS = {
+    "statistics": 0,
+    "tag_index": 1,
+    # Blocks are never read through diskcache, so this policy's write on each get does not happen; what is wanted is its
+    # index on access_time. Eviction is done here, by contents: diskcache would take single blocks, after the fact.
+    "eviction_policy": "least-recently-used",
+    "cull_limit": 0,
+    "sqlite_auto_vacuum": 2,  # incremental: given back after large evictions, not with every delete
+    "sqlite_cache_size": 2048,  # pages, 8 MiB
+    "sqlite_journal_mode": "wal",
+    "sqlite_mmap_size": 64 * MIB,
+    # After a power cut the database may be garbled, which costs the cache but never a byte read; kill -9 is harmless.
+    # With NORMAL each checkpoint, one in about 150 blocks, waits for the disk.
+    "sqlite_synchronous": 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Booking:
+    """What is stored in diskcache in place of a block: its size on disk and its file, which is written afterwards."""
+
+    size: int
+    filename: str
+
+
+class _Disk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
+    """Keys are str, values are bytes or bookings. Everything else would be pickled and is refused (CVE-2025-69872)."""
+
+    def put(self, key: object) -> tuple[str, bool]:
+        if type(key) is not str:
+            raise TypeError("only str keys are stored")
+        return key, True
+
+    def get(self, key: object, raw: object) -> str:
+        if type(key) is not str or not raw:
+            raise ValueError("a key that is no text is refused")
+        return key
+
+    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, str | None, object]:
+        if isinstance(value, _Booking):
+            return value.size, MODE_BINARY, value.filename, None
+        if type(value) is not bytes:
+            raise TypeError("only bytes are stored")
+        return 0, MODE_RAW, None, value
+
+    def fetch(self, mode: object, filename: object, value: object, read: bool) -> bytes:
+        if mode != MODE_RAW or type(value) is not bytes:
+            raise ValueError("a value that is no bytes is refused")
+        return value
+
+    def remove(self, file_path: str) -> None:
+        """Remove a block file. A path that no block can have is left alone, whoever wrote it into the table."""
+        name = file_path.replace("/", "", 1)
+        if NAME.fullmatch(name) and file_path == filename_of(name):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self._directory}/{file_path}")
+
+
+class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
+    """diskcache's tables on one connection for all threads; its callers hold a lock.
+
+    diskcache keeps a connection for each Python thread. Each call of a FUSE worker thread is a new Python thread, and
+    would open a connection of its own: 0.5 ms in place of 10 us.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._shared: sqlite3.Connection | None = None
+        try:
+            super().__init__(str(directory), timeout=BUSY_S, disk=_Disk, **SETTINGS)
+            self._con.execute(
+                "SELECT rowid, key, raw, access_time, tag, size, mode, value FROM Cache LIMIT 1"
+            ).fetchall()
+            self.volume()
+            self.inode = os.stat(self._path).st_ino
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _path(self) -> str:
+        return f"{self._directory}/{diskcache.core.DBNAME}"
+
+    @property
+    def _con(self) -> sqlite3.Connection:
+        if self._shared is None:
+            self._shared = sqlite3.connect(
+                self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            )
+            for pragma in ("cache_size", "mmap_size", "synchronous"):
+                self._shared.execute(f"PRAGMA {pragma} = {SETTINGS[f'sqlite_{pragma}']}").fetchall()
+        return self._shared
+
+    def close(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
+    def is_sound(self) -> bool:
+        return bool(self._con.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)])
+
+    def is_in_place(self) -> bool:
+        """False when the directory, or the database in it, has been removed or replaced since it was opened."""
+        try:
+            return os.stat(self._path).st_ino == self.inode
+        except OSError:
+            return False
+
+    def volume(self) -> int:
+        """Bytes on disk: blocks in multiples of DISK_UNIT, the database and its log."""
+        try:
+            log_bytes = os.stat(f"{self._path}-wal").st_size
+        except OSError:
+            log_bytes = 0
+        return int(super().volume()) + log_bytes
+
+    def book(self, name: str, value: _Booking | bytes, tag: str, size: int, limit: int) -> int:
+        """Enter a block or note if ``size`` more bytes stay within ``limit``; returns the bytes missing, else 0."""
+        with self.transact():
+            missing = int(self.volume()) + size - limit
+            if missing <= 0:
+                self.set(name, value, tag=tag)
+        return max(0, missing)
+
+    def has(self, name: str) -> bool:
+        return bool(self._con.execute("SELECT 1 FROM Cache WHERE key = ? AND raw = 1", (name,)).fetchall())
+
+    def strike(self, name: str) -> None:
+        self._con.execute("DELETE FROM Cache WHERE key = ? AND raw = 1", (name,))
+
+    def note(self, name: str) -> bytes | None:
+        query = "SELECT value FROM Cache WHERE key = ? AND raw = 1 AND mode = ?"
+        rows = self._con.execute(query, (name, MODE_RAW)).fetchall()
+        return rows[0][0] if rows and type(rows[0][0]) is bytes else None
+
+    def write_uses(self, tags: Iterable[str]) -> None:
+        now = time.time()
+        with self.transact():
+            self._con.executemany("UPDATE Cache SET access_time = ? WHERE tag = ?", [(now, tag) for tag in tags])
+
+    def oldest_contents(self, wanted: int, spared: set[str]) -> list[str]:
+        """Tags of the least recently used contents that together free at least ``wanted`` bytes, if there are."""
+        tags: dict[str, None] = {}
+        rows = self._con.execute("SELECT tag, size FROM Cache ORDER BY access_time")
+        with contextlib.closing(rows):
+            for tag, size in rows:
+                if wanted <= 0:
+                    break
+                if tag not in spared:
+                    tags[tag] = None
+                    wanted -= size
+        return list(tags)
+
+    def oldest_rows(self, wanted: int) -> list[int]:
+        """Single blocks, oldest first: for when only contents in use are left."""
+        ids: list[int] = []
+        rows = self._con.execute("SELECT rowid, size FROM Cache WHERE size > 0 ORDER BY access_time, rowid")
+        with contextlib.closing(rows):
+            for rowid, size in rows:
+                if wanted <= 0:
+                    break
+                ids.append(rowid)
+                wanted -= size
+        return ids
+
+    def rows_of(self, tag: str) -> list[int]:
+        return [rowid for (rowid,) in self._con.execute("SELECT rowid FROM Cache WHERE tag = ?", (tag,))]
+
+    def remove_rows(self, ids: list[int]) -> int:
+        """Delete rows and their files; returns the bytes freed.
+
+        Files go first: a process killed in between leaves rows without files, which count too much, not files without
+        rows, which would count nothing. They go again afterwards, for a block that another process was just putting
+        in place: it looks for its row after that (``DiskBlocks._write``), so one of the two removes the file.
+        """
+        marks = ",".join("?" * len(ids))
+        with self.transact():
+            rows = self._con.execute(f"SELECT key, size FROM Cache WHERE rowid IN ({marks})", ids).fetchall()  # noqa: S608
+            filenames = [filename_of(key) for key, size in rows if isinstance(key, str) and size]
+            for filename in filenames:
+                self._disk.remove(filename)
+            self._con.execute(f"DELETE FROM Cache WHERE rowid IN ({marks})", ids)  # noqa: S608  # only question marks
+        for filename in filenames:
+            self._disk.remove(filename)
+        return sum(size for _, size in rows)
+
+    def shrink(self) -> None:
+        """Give the pages of deleted rows back to the file system when they are many."""
+        ((free,),) = self._con.execute("PRAGMA freelist_count").fetchall()
+        ((pages,),) = self._con.execute("PRAGMA page_count").fetchall()
+        if free > 64 and free > pages // 4:
+            self._con.execute("PRAGMA incremental_vacuum").fetchall()
+            self._con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _private_directory(directory: Path) -> None:
+    """Make the directory, or refuse one that others could have filled: its blocks would be believed."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory, or a symbolic link", str(directory))
+    if found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, f"it belongs to user {found.st_uid}", str(directory))
+    if found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "others may write to it; run chmod 700", str(directory))
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        directory.chmod(0o700)
+
+
+def _make_private(path: Path) -> None:
+    """Make an empty file of mode 0600 whatever the umask, or set the mode of one that exists."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
+def _make_subdirectory(path: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)  # the umask may have taken bits away
+
+
+class DiskBlocks:
+    """A ``BlockCache`` in a directory. Opened by its first call; every fault is a miss or a block not kept.
+
+    Args:
+        directory: Made when absent, with its parents; nothing else may live in it.
+        limit_bytes: Never exceeded by more than one block for each process, open contents included.
+        min_free: Fraction of the file system that must stay free.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int, min_free: float) -> None:
+        self._directory = directory
+        self._root = str(directory)
+        self._limit = limit_bytes
+        self._min_free = min_free
+        self._lock = threading.Lock()
+        self._books: _Books | None = None  # guarded by _lock
+        self._readable = False  # the directory has been found private; set once
+        self._closed = False
+        self._suspect = False  # guarded by _lock: the database reported damage; check it when it is opened
+        self._open_after = 0.0  # monotonic; no attempt to open before
+        self._write_after = 0.0  # monotonic; no attempt to write before
+        self._look_after = 0.0  # monotonic; see LOOK_S
+        self._spare_bytes = 0  # what may still be written before min_free is reached, as of the last look
+        self._complained = False  # a warning has been given and no block kept since
+        self._damage_warning_after = 0.0
+        self._holds: dict[str, int] = {}  # guarded by _holds_lock; tag -> readers
+        self._holds_lock = threading.Lock()
+        self._uses: dict[str, None] = {}  # tags used since they were last written down; single operations only
+        self._uses_after = 0.0  # monotonic; when to write them down
+        self._temporary = itertools.count()
+
+    # -- BlockCache ----------------------------------------------------------------------------------------------
+
+    def get(self, key: BlockKey) -> bytes | None:
+        return self.get_span(key, 0, key.unit)
+
+    def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
+        """Bytes [start, stop) of a block, verified, or None; reads little more than that from disk."""
+        if not self._readable:
+            self._open()
+            if not self._readable:
+                return None
+        name = name_of(key)
+        path = f"{self._root}/{name[:2]}/{name[2:]}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            self._complain("reading a block", exc)
+            return None
+        try:
+            data = read_span(fd, key, start, stop)
+        except Damaged as exc:
+            self._drop_damaged(path, exc)
+            return None
+        except OSError as exc:
+            self._complain("reading a block", exc)
+            return None
+        finally:
+            os.close(fd)
+        self._note_use(name[:32])
+        return data
+
+    def put(self, key: BlockKey, data: bytes) -> None:
+        name = name_of(key)
+        tag = name[:32]
+        size = -(-(HEADER_BYTES + len(data)) // DISK_UNIT) * DISK_UNIT
+        if len(data) > key.unit or size > self._limit:
+            return
+        with self._tolerant("keeping a block"):
+            if not self._writable() or os.path.exists(f"{self._root}/{filename_of(name)}"):
+                return
+            if self._enter(name, _Booking(size, filename_of(name)), tag, size):
+                self._write(name, header_of(key, data), data)
+                self._recovered()
+            if key.number:
+                self._note_use(tag)
+
+    def get_note(self, content: ContentId) -> str | None:
+        tag = tag_of(content)
+        raw: bytes | None = None
+        with self._tolerant("reading a note"):
+            if self._open():
+                with self._lock:
+                    raw = self._books.note(f"{tag}-note") if self._books else None
+        if raw is None or SUM.pack(xxh3_64_intdigest(tag.encode() + raw[SUM.size :])) != raw[: SUM.size]:
+            return None
+        return raw[SUM.size :].decode("utf-8", "surrogatepass")
+
+    def put_note(self, content: ContentId, note: str) -> None:
+        tag = tag_of(content)
+        text = note.encode("utf-8", "surrogatepass")
+        value = SUM.pack(xxh3_64_intdigest(tag.encode() + text)) + text
+        with self._tolerant("keeping a note"):
+            if self._writable():
+                self._enter(f"{tag}-note", value, tag, len(value))
+
+    def discard(self, content: ContentId) -> None:
+        with self._tolerant("dropping a content"):
+            if self._open():
+                self._remove(self._rows_of([tag_of(content)]))
+
+    def hold(self, content: ContentId) -> None:
+        tag = tag_of(content)
+        with self._holds_lock:
+            self._holds[tag] = self._holds.get(tag, 0) + 1
+        self._uses[tag] = None
+
+    def release(self, content: ContentId) -> None:
+        tag = tag_of(content)
+        with self._holds_lock:
+            count = self._holds.get(tag, 0)
+            if count > 1:
+                self._holds[tag] = count - 1
+            elif count:
+                del self._holds[tag]
+        self._uses[tag] = None
+
+    def close(self) -> None:
+        """Write down what was used and let the database go. Later calls find nothing and keep nothing."""
+        with self._tolerant("closing"):
+            self._write_uses()
+        with self._lock:
+            self._closed = True
+            self._readable = False
+            if self._books:
+                self._books.close()
+                self._books = None
+
+    def used_bytes(self) -> int:
+        """What the store takes on disk, every process's blocks included; 0 while it cannot be opened."""
+        with self._tolerant("measuring"):
+            if self._open():
+                with self._lock:
+                    return self._books.volume() if self._books else 0
+        return 0
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _enter(self, name: str, value: _Booking | bytes, tag: str, size: int) -> bool:
+        """Book a block, making room first. False: there is no room to be made."""
+        batch = min(self._limit // BATCH_FRACTION, BATCH_BYTES)
+        short = size - self._spare_bytes
+        if short > 0 and self._evict(short + batch) < short:
+            self._complain(
+                "keeping a block", OSError(errno.ENOSPC, f"less than {self._min_free:.0%} of the disk is free")
+            )
+            return False
+        for _ in range(4):  # another process may take the room that was just made
+            with self._lock:
+                if self._books is None:
+                    return False
+                missing = self._books.book(name, value, tag, size, self._limit)
+            if not missing:
+                self._spare_bytes -= size
+                return True
+            if not self._evict(missing + batch):
+                return False
+        return False
+
+    def _write(self, name: str, header: bytes, data: bytes) -> None:
+        """Write a booked block and put it in place at once, so that no reader sees half of it."""
+        temporary = f"{self._root}/{WRITING}/{os.getpid()}-{next(self._temporary)}"
+        path = f"{self._root}/{filename_of(name)}"
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.fchmod(fd, 0o600)
+                written = os.writev(fd, (header, data))
+            finally:
+                os.close(fd)
+            if written != len(header) + len(data):  # a full disk takes a part without an error
+                raise OSError(errno.ENOSPC, "only a part of the block was written")
+            try:
+                os.rename(temporary, path)
+            except FileNotFoundError:
+                _make_subdirectory(os.path.dirname(path))
+                os.rename(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            with self._lock, contextlib.suppress(sqlite3.Error):
+                if self._books:
+                    self._books.strike(name)
+            raise
+        with self._lock:
+            # Discarded or evicted meanwhile, here or in another process: the file would count for nothing.
+            booked = self._books is not None and self._books.has(name)
+        if not booked:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def _evict(self, wanted: int) -> int:
+        """Free ``wanted`` bytes: contents by least recent use, then just used ones, then blocks of held ones."""
+        freed = 0
+        with self._holds_lock:
+            held = set(self._holds)
+        freed += self._evict_contents(wanted, held | set(self._uses.copy()))
+        if freed < wanted:
+            self._write_uses()
+            freed += self._evict_contents(wanted - freed, held)
+        if freed < wanted:
+            with self._lock:
+                rows = self._books.oldest_rows(wanted - freed) if self._books else []
+            freed += self._remove(rows)
+        with self._lock:
+            if self._books:
+                self._books.shrink()
+        self._spare_bytes += freed
+        log.debug("made room: %d bytes freed of %d wanted", freed, wanted)
+        return freed
+
+    def _evict_contents(self, wanted: int, spared: set[str]) -> int:
+        with self._lock:
+            tags = self._books.oldest_contents(wanted, spared) if self._books else []
+        return self._remove(self._rows_of(tags))
+
+    def _rows_of(self, tags: Iterable[str]) -> Iterator[int]:
+        for tag in tags:
+            with self._lock:
+                rows = self._books.rows_of(tag) if self._books else []
+            yield from rows
+
+    def _remove(self, rows: Iterable[int]) -> int:
+        """Remove blocks in transactions short enough for other processes to wait for; returns the bytes freed."""
+        freed = 0
+        pending = iter(rows)
+        while batch := list(itertools.islice(pending, ROWS_PER_TRANSACTION)):
+            with self._lock:
+                if self._books is None:
+                    break
+                freed += self._books.remove_rows(batch)
+        return freed
+
+    # -- recency -------------------------------------------------------------------------------------------------
+
+    def _note_use(self, tag: str) -> None:
+        self._uses[tag] = None
+        if time.monotonic() >= self._uses_after:
+            with self._tolerant("writing down uses"):
+                self._write_uses()
+
+    def _write_uses(self) -> None:
+        self._uses_after = time.monotonic() + USE_GRAIN_S
+        uses, self._uses = self._uses, {}
+        tags = iter(tuple(uses))
+        while batch := list(itertools.islice(tags, ROWS_PER_TRANSACTION)):
+            with self._lock:
+                if self._books is None:
+                    return
+                self._books.write_uses(batch)
+
+    # -- opening and recovering ----------------------------------------------------------------------------------
+
+    def _writable(self) -> bool:
+        """True when a block may be written now; looks around once in LOOK_S."""
+        now = time.monotonic()
+        if now < self._write_after or not self._open():
+            return False
+        if now >= self._look_after:
+            self._look_after = now + LOOK_S
+            with self._lock:
+                if self._books and not self._books.is_in_place():
+                    self._books.close()
+                    self._books = None
+            if not self._open():
+                return False
+            _make_subdirectory(f"{self._root}/{WRITING}")
+            disk = os.statvfs(self._root)
+            self._spare_bytes = int(disk.f_frsize * (disk.f_bavail - self._min_free * disk.f_blocks))
+        return True
+
+    def _open(self) -> bool:
+        """True when the database is open; opens it unless that failed a moment ago."""
+        if self._books is not None:
+            return True
+        if self._closed or time.monotonic() < self._open_after:
+            return False
+        with self._tolerant("opening"), self._lock:
+            if self._books is None and not self._closed:
+                _private_directory(self._directory)
+                self._readable = True
+                self._books = self._open_books()
+                self._suspect = False
+        return self._books is not None
+
+    def _open_books(self) -> _Books:
+        """Open the database, or set aside one that is garbled and start afresh. The caller holds ``_lock``."""
+        _make_private(self._directory / "lock")
+        with (self._directory / "lock").open("rb") as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_EX)  # two processes must not both replace it; ends with the file
+            _make_subdirectory(f"{self._root}/{WRITING}")
+            self._sweep_temporary()
+            try:
+                books = self._try_books()
+                if not self._suspect or books.is_sound():
+                    return books
+                books.close()
+                reason: Exception = sqlite3.DatabaseError("its integrity check failed")
+            except _GARBLED as exc:
+                if isinstance(exc, sqlite3.OperationalError) and not _is_foreign(exc):
+                    raise
+                reason = exc
+            self._complain("opening", reason, "starting with an empty one")
+            self._start_afresh()
+            return self._try_books()
+
+    def _try_books(self) -> _Books:
+        _make_private(self._directory / diskcache.core.DBNAME)
+        return _Books(self._directory)
+
+    def _start_afresh(self) -> None:
+        """Move the database and all blocks aside, then delete them: without books nobody could bound them."""
+        aside = self._directory / f"damaged-{os.getpid()}-{time.time_ns()}"
+        aside.mkdir(mode=0o700)
+        for path in tuple(self._directory.iterdir()):
+            if path.name.startswith(diskcache.core.DBNAME) or re.fullmatch("[0-9a-f]{2}", path.name):
+                path.rename(aside / path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _sweep_temporary(self) -> None:
+        """Delete what killed processes were writing."""
+        for path in (self._directory / WRITING).iterdir():
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - ABANDONED_S:
+                    path.unlink()
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _tolerant(self, doing: str) -> Iterator[None]:
+        """Turn a fault into one warning and a pause."""
+        try:
+            yield
+        except diskcache.Timeout as exc:
+            cause = exc.__context__  # diskcache raises this for whatever keeps a transaction from beginning
+            locked = not isinstance(cause, sqlite3.Error) or "locked" in str(cause)
+            self._fault(doing, TimeoutError("another process holds the database") if locked else cause or exc)
+        except (OSError, sqlite3.Error, TypeError, ValueError) as exc:  # the last two: Settings rows of a wrong type
+            self._fault(doing, exc)
+
+    def _fault(self, doing: str, exc: BaseException) -> None:
+        self._complain(doing, exc)
+        self._write_after = time.monotonic() + PAUSE_S
+        self._look_after = 0.0
+        if isinstance(exc, OSError):
+            return
+        with self._lock:
+            self._open_after = self._write_after
+            self._suspect |= not isinstance(exc, sqlite3.OperationalError) or _is_foreign(exc)
+            if self._books:
+                with contextlib.suppress(sqlite3.Error):
+                    self._books.close()
+                self._books = None
+
+    def _complain(self, doing: str, exc: BaseException, result: str = "reading goes on without it") -> None:
+        """One warning until a block is kept again."""
+        level = logging.DEBUG if self._complained else logging.WARNING
+        self._complained = True
+        log.log(level, "block cache %s: %s failed: %s; %s", self._root, doing, exc, result)
+
+    def _recovered(self) -> None:
+        if self._complained:
+            self._complained = False
+            log.info("block cache %s: works again", self._root)
+
+    def _drop_damaged(self, path: str, exc: Damaged) -> None:
+        """Remove a block that does not verify; its row goes when the block is put again."""
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        now = time.monotonic()
+        level = logging.WARNING if now >= self._damage_warning_after else logging.DEBUG
+        if level == logging.WARNING:
+            self._damage_warning_after = now + DAMAGE_WARNING_S
+        log.log(level, "block cache %s: a block was dropped: %s; it will be fetched again", self._root, exc)
+
+
+# What opening a garbled or foreign database raises, in sqlite3 or in diskcache's reading of its Settings table.
+_GARBLED: tuple[type[Exception], ...] = (sqlite3.DatabaseError, TypeError, ValueError, AttributeError, KeyError)
+
+
+def _is_foreign(exc: sqlite3.Error) -> bool:
+    """A database of another make: readable, with other tables."""
+    return str(exc).startswith(("no such", "table ", "near "))
