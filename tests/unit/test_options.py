@@ -211,7 +211,7 @@ def test_settings_reach_the_records_of_the_layers_below() -> None:
         ("https://host:443#P//S/./E/", "https", "https://host", "/P/S/E"),
         ("https://host:8443", "https", "https://host:8443", "/"),
         ("http://localhost:8080", "http", "http://localhost:8080", "/"),
-        ("xnat://host/ctx", "xnat", "https://host/ctx", "/"),
+        ("xnat://host/ctx", "https", "https://host/ctx", "/"),
         ("xnat.example.org", "https", "https://xnat.example.org", "/"),
         ("host:8443/ctx#/P", "https", "https://host:8443/ctx", "/P"),
         ("http://[::1]:8080#/P", "http", "http://[::1]:8080", "/P"),

@@ -590,8 +590,9 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 def parse_source(text: str) -> Source:
-    """Read ``https://host[/context][#/PROJECT[/SUBJECT[/SESSION]]]``; also ``xnat://``, ``http://``, a bare host.
+    """Read ``https://host[/context][#/PROJECT[/SUBJECT[/SESSION]]]``; also ``http://``, ``xnat://`` and a bare host.
 
+    The last two mean https.
     What follows the ``#`` is a path in the tree, written as ``ls`` shows it (not percent-encoded).
 
     Raises:
@@ -623,7 +624,7 @@ def parse_source(text: str) -> Source:
     transport = "http" if scheme == "http" else "https"
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     suffix = "" if port in (None, _DEFAULT_PORTS[transport]) else f":{port}"
-    return Source(scheme, f"{transport}://{host}{suffix}{parts.path.rstrip('/')}", _inside(fragment))
+    return Source(transport, f"{transport}://{host}{suffix}{parts.path.rstrip('/')}", _inside(fragment))
 
 
 def _inside(fragment: str) -> str:
