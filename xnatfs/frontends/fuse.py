@@ -1,0 +1,312 @@
+"""Answers the kernel's questions from an ``ArchiveVFS``: paths to nodes, handles to bytes, failures to errnos.
+
+Holds no policy of what is fetched or kept, and imports no FUSE binding (``fuse_binding`` does). Every operation may be
+called from many threads at once; none holds a lock while the VFS works.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from xnatfs.config import MountConfig
+from xnatfs.errors import CorruptContent, FuseError, StaleContent
+from xnatfs.frontends import fuse_binding
+from xnatfs.frontends.fuse_binding import TEXT, Opened
+from xnatfs.frontends.mountpoint import detach
+
+if TYPE_CHECKING:
+    from xnatfs.tree.vfs import ArchiveVFS, Handle, Node
+
+log = logging.getLogger(__name__)
+
+MAX_THREADS = 128
+"""Requests answered at once on libfuse 3, whose own limit is 10. A thread may wait for the network, and while all do,
+even a file in the cache cannot be read; the kernel adds up to 64 read-ahead requests to those of the readers. A waiting
+thread costs about 30 KB."""
+
+NEGATIVE_TIMEOUT_S = 60.0  # at most: how long the kernel may believe that a name is not there
+READ_AHEAD_KIB = 1024  # the largest request of libfuse 3; 1.1 to 1.3 times the kernel's 128 KiB, measured
+TOLD_LIMIT = 200_000  # files whose attributes in the kernel are remembered, at about 150 bytes each
+
+STOP_GRACE_S = 2.0  # for calls under way to end by themselves once a signal has come
+STOP_LIMIT_S = 15.0  # for them to end once the VFS is closed as well; then the process goes without them
+NUDGE_S = 0.05
+
+STOP_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+_SPEAKER = re.compile(r"(fuse|fusermount3?): |(?=Ignoring invalid max threads)")  # libfuse 3.14 always says the latter
+
+XATTRS = ("user.xnat.id", "user.xnat.uri", "user.xnat.xsitype", "user.xnat.digest")
+
+
+class _OpenFile(NamedTuple):
+    handle: Handle
+    size: int
+    path: str
+    version: tuple[str, str]
+
+
+class Operations:
+    """The file system as libfuse sees it: read-only, attributes and names from memory, bytes through handles.
+
+    libfuse names an inode by its path, so the kernel keeps one size and one set of cached pages a path, whatever
+    version of the file a handle is on. Two rules keep versions apart (contract 3.2):
+
+    - ``open`` answers ESTALE when the kernel was last told another size or date than the file has now. The kernel then
+      asks for the attributes again and repeats the open once, unseen by the program.
+    - A version opened while another one is still open gets ``direct_io``: it neither fills nor reads the pages that
+      belong to the other.
+    """
+
+    def __init__(self, vfs: ArchiveVFS, pack: Callable[[int, bool, int, int], bytes]) -> None:
+        self._vfs = vfs
+        self._pread_into = vfs.pread_into
+        self._pack = pack
+        self._numbers = itertools.count(1)
+        self._files: dict[int, _OpenFile] = {}
+        self._directories: dict[int, tuple[str, Node, Sequence[Node]]] = {}
+        self._told: dict[int, int] = {}  # hash of a path -> hash of the attributes that the kernel holds for it
+        self._lock = threading.Lock()
+        self._versions: dict[str, dict[tuple[str, str], int]] = {}  # guarded by _lock: open handles by path and version
+        self._mixed: set[str] = set()  # guarded by _lock: paths whose cached pages are not of the version opened last
+
+    def getattr(self, path: str) -> bytes:
+        node = self._vfs.lookup(path)
+        self._tell(path, node)
+        return self._packed(node)
+
+    def _packed(self, node: Node) -> bytes:
+        return self._pack(node.ino, node.is_dir, node.size, node.mtime_ns)
+
+    def _tell(self, path: str, node: Node) -> None:
+        if not node.is_dir:
+            if len(self._told) >= TOLD_LIMIT:
+                self._told.clear()  # costs one more look-up at each file's next open
+            self._told[hash(path)] = hash((node.size, node.mtime_ns))
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def open(self, path: str) -> Opened:
+        handle = self._vfs.open(path)
+        node = handle.node
+        if self._told.get(hash(path)) != hash((node.size, node.mtime_ns)):
+            self._vfs.release(handle)
+            raise StaleContent("the file has changed since its attributes were asked for")
+        version = (node.entry.key, node.entry.version)
+        keep_cache, direct_io = self._enter(path, version, handle.keep_cache)
+        fh = next(self._numbers)
+        self._files[fh] = _OpenFile(handle, node.size, path, version)
+        return Opened(fh, keep_cache, direct_io)
+
+    def _enter(self, path: str, version: tuple[str, str], unchanged: bool) -> tuple[bool, bool]:
+        """Count a handle in; whether the path's cached pages may stay, and whether this handle must pass them by."""
+        with self._lock:
+            versions = self._versions.setdefault(path, {})
+            others = any(other != version for other in versions)
+            versions[version] = versions.get(version, 0) + 1
+            if others:
+                self._mixed.add(path)
+                return True, True
+            keep = unchanged and path not in self._mixed
+            self._mixed.discard(path)
+            return keep, False
+
+    def read_into(self, fh: int, offset: int, buffer: memoryview) -> int:
+        file = self._files[fh]
+        count = self._pread_into(file.handle, offset, buffer)
+        if count < len(buffer) and offset + count < file.size:
+            # libfuse fills up a short answer with zeroes, and zeroes look like pixels.
+            raise CorruptContent(f"{count} bytes came where {min(len(buffer), file.size - offset)} are")
+        return count
+
+    def release(self, fh: int) -> None:
+        file = self._files.pop(fh)
+        with self._lock:
+            versions = self._versions[file.path]
+            versions[file.version] -= 1
+            if not versions[file.version]:
+                del versions[file.version]
+            if not versions:
+                del self._versions[file.path]
+        self._vfs.release(file.handle)
+
+    # --- directories --------------------------------------------------------------------------------------------------
+
+    def opendir(self, path: str) -> int:
+        """A handle on the directory as it is now: paging through it is not disturbed by a refreshed listing."""
+        entry = (path.rstrip("/") + "/", self._vfs.lookup(path), self._vfs.listdir(path))
+        fh = next(self._numbers)
+        self._directories[fh] = entry
+        return fh
+
+    def entries(self, fh: int, start: int, plus: bool) -> Iterator[tuple[bytes, bytes | None]]:
+        prefix, node, children = self._directories[fh]
+        if start <= 0:
+            yield b".", self._packed(node)
+        if start <= 1:
+            yield b"..", None
+        for number in range(max(start - 2, 0), len(children)):
+            child = children[number]
+            yield child.name.encode(*TEXT), self._packed(child)
+            if plus:  # it was taken, or nobody would have asked for the next
+                self._tell(prefix + child.name, child)
+
+    def releasedir(self, fh: int) -> None:
+        del self._directories[fh]
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def statfs(self) -> Mapping[str, int]:
+        """Sizes of 0: nobody knows how much an archive holds, and df leaves such file systems out of its table."""
+        return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": 255}
+
+    def getxattr(self, path: str, name: str) -> bytes:
+        if not name.startswith("user."):
+            # "No such name space" rather than "no such name": ls then stops asking for ACLs, file by file.
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        value = self._xattrs(path).get(name)
+        if value is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return value
+
+    def listxattr(self, path: str) -> Sequence[str]:
+        return tuple(self._xattrs(path))
+
+    def _xattrs(self, path: str) -> dict[str, bytes]:
+        entry = self._vfs.lookup(path).entry
+        values = zip(XATTRS, (entry.id, entry.key, entry.xsi_type, entry.digest), strict=True)
+        return {name: value.encode(*TEXT) for name, value in values if value}
+
+
+def mount(
+    vfs: ArchiveVFS,
+    mountpoint: Path,
+    config: MountConfig,
+    *,
+    fsname: str,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Mount ``vfs`` and answer until it is unmounted, from outside or by SIGTERM, SIGHUP or SIGINT.
+
+    Runs in the main thread of a process that has daemonised by now or never will. Does not close ``vfs``, except to
+    end calls that still wait for the network some time after a signal.
+
+    Args:
+        mountpoint: An absolute path to a directory.
+        fsname: What ``mount`` and ``df`` show as the device.
+        ready: Called once, from another thread, when the mount answers.
+    Raises:
+        FuseError: no libfuse, or the mount was refused.
+    """
+    library = fuse_binding.load(config.fuse)
+    uid = os.getuid() if config.uid is None else config.uid
+    gid = os.getgid() if config.gid is None else config.gid
+    packer = library.attribute_packer(uid, gid, config.umask)
+    session = fuse_binding.Session(library, Operations(vfs, packer.pack))
+    outside = mountpoint.stat().st_dev
+
+    def announce() -> None:
+        if session.wait_until_mounted() and mountpoint.stat().st_dev != outside:
+            messages.pass_on()
+            _widen_read_ahead(mountpoint)
+            if ready is not None:
+                ready()
+
+    # libfuse's own signal handlers wait for calls under way, however long; so a thread of ours takes the signals.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    messages = LibfuseMessages()
+    threading.Thread(target=announce, name="mount-ready", daemon=True).start()
+    threading.Thread(target=_stop_on_signal, args=(session, vfs, mountpoint), name="signals", daemon=True).start()
+    try:
+        session.run(str(mountpoint), _options(library, config, fsname))
+    except RuntimeError as exc:
+        raise FuseError(f"mount {mountpoint}: {messages.reason() or f'libfuse refused it ({exc})'}") from exc
+    finally:
+        messages.pass_on()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _options(library: fuse_binding.Library, config: MountConfig, fsname: str) -> dict[str, object]:
+    options: dict[str, object] = {
+        "ro": True,
+        "fsname": fsname.replace("\\", "\\\\").replace(",", "\\,"),
+        "subtype": "xnatfs",
+        "default_permissions": True,
+        "allow_other": config.allow_other,
+        "use_ino": True,
+        "entry_timeout": config.attr_timeout_s,
+        "attr_timeout": config.attr_timeout_s,
+        "negative_timeout": min(config.attr_timeout_s, NEGATIVE_TIMEOUT_S),
+    }
+    if library.version >= (3, 12):  # the first that has a limit
+        options["max_threads"] = MAX_THREADS
+    return options
+
+
+def _widen_read_ahead(mountpoint: Path) -> None:
+    """Let the kernel read ahead in larger steps: root only, and a mount without it is merely slower."""
+    device = mountpoint.stat().st_dev
+    with suppress(OSError):
+        knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
+
+
+def _stop_on_signal(session: fuse_binding.Session, vfs: ArchiveVFS, mountpoint: Path) -> None:
+    """Wait for a signal, then end the session: gently, by closing the VFS under calls that hang, at last by leaving."""
+    number = signal.sigwait(STOP_SIGNALS)
+    log.info("signal %d: unmounting %s", number, mountpoint)
+    began_s = time.monotonic()
+    closing = False
+    while not session.wait_until_finished(NUDGE_S):
+        session.stop()
+        waited_s = time.monotonic() - began_s
+        if waited_s > STOP_GRACE_S and not closing:
+            closing = True
+            threading.Thread(target=vfs.close, name="closing", daemon=True).start()
+        if waited_s > STOP_LIMIT_S:
+            log.error("calls under way do not end: leaving %s without them", mountpoint)
+            detach(mountpoint)
+            os._exit(1)
+
+
+class LibfuseMessages:
+    """What libfuse and fusermount write on file descriptor 2 while mounting: the only place where they say why."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept = os.memfd_create("libfuse messages", os.MFD_CLOEXEC)
+        self._stderr = os.dup(2)  # guarded by _lock; -1 once it is back in its place
+        os.dup2(self._kept, 2)
+
+    def reason(self) -> str:
+        """The last thing libfuse said, without its prefix, or ""."""
+        said = [line for line in self._lines() if _SPEAKER.match(line)]
+        return _SPEAKER.sub("", said[-1]) if said else ""
+
+    def pass_on(self) -> None:
+        """Put file descriptor 2 back, and write to it what others than libfuse wrote meanwhile."""
+        with self._lock:
+            if self._stderr < 0:
+                return
+            os.dup2(self._stderr, 2)
+            os.close(self._stderr)
+            self._stderr = -1
+            others = [line for line in self._lines() if not _SPEAKER.match(line)]
+            os.close(self._kept)
+        with suppress(OSError):
+            os.write(2, "".join(f"{line}\n" for line in others).encode(errors="surrogateescape"))
+
+    def _lines(self) -> list[str]:
+        size = os.fstat(self._kept).st_size
+        return os.pread(self._kept, size, 0).decode(errors="surrogateescape").splitlines()
