@@ -1,0 +1,400 @@
+"""Keeps what an archive said about its directories: asked for once, by one thread, valid for a time, bounded in memory.
+
+Knows nothing of paths or handles: a directory is an ``Entry``, an answer a ``Listing``, and a ``Table`` has the names
+of one directory. Safe from any thread. One lock guards the bookkeeping and is never held across a request; threads that
+want a listing that is being asked for wait for that one request and share its outcome.
+
+Where a listing comes from is decided in one place, ``_ask``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from xnatfs.archives.base import Archive
+from xnatfs.config import ListingConfig
+from xnatfs.errors import ArchiveError, NotFound, Unavailable, UnexpectedReply
+from xnatfs.model import Entry, Listing
+from xnatfs.tree.names import assign_aliases, assign_names
+
+log = logging.getLogger(__name__)
+
+FAILURE_S = 1.0
+"""A failure is the answer to the same question for this long: a program that tries twenty names below a directory which
+cannot be listed waits for one timeout, not twenty. Short, since the cure should show at once. A guess."""
+
+RETRY_S = 5.0
+"""After a listing could not be renewed because the server is away, the old one serves this long before the next try:
+trying a dead server takes up to ``HttpConfig.timeout_s``, and ``ls`` should not wait for each. A guess."""
+
+FAILURES_KEPT = 1000  # then the old ones go
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Table:
+    """The names of one directory: made safe once, when the directory is first used.
+
+    Attributes:
+        names: Shown or hidden name -> entry, in the archive's order. Changed by ``learn`` and ``doubt`` only.
+    """
+
+    __slots__ = ("_aliases", "_raw", "names")
+
+    def __init__(self, entries: tuple[Entry, ...], earlier: Table | None = None) -> None:
+        """``earlier`` is the directory's table before its listing was renewed: what was learnt of entries that did not
+        change since stays true."""
+        self.names = assign_names(entries)
+        self._aliases = assign_aliases(self.names)
+        self._raw: dict[str, Entry] = {}  # name -> the entry as listed, where ``names`` holds another
+        for name, raw in (earlier._raw if earlier is not None else {}).items():
+            if self.names.get(name) == raw:
+                self._keep(name, earlier.names[name])  # type: ignore[union-attr]  # earlier is set when it has items
+
+    def find(self, name: str) -> str | None:
+        """The name in ``names`` that ``name`` means: itself, else an alias, else in the other Unicode form."""
+        if name in self.names:
+            return name
+        alias = self._aliases.get(name)
+        if alias is not None or name.isascii():
+            return alias
+        # macOS and some editors decompose letters (NFD) that others write as one (NFC).
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, name)
+            if other in self.names:
+                return other
+            if other in self._aliases:
+                return self._aliases[other]
+        return None
+
+    def learn(self, name: str, asked: Entry, answer: Entry) -> None:
+        """Keep what ``Archive.stat`` said, unless the entry is not the one that was asked about any more."""
+        if self.names.get(name) is asked:
+            self._keep(name, answer)
+
+    def doubt(self, name: str, entry: Entry) -> None:
+        """Forget the size of an entry that proved wrong, so that the archive is asked for it.
+
+        Stays so when the listing is renewed and says the same again.
+        """
+        if self.names.get(name) is entry:
+            self._keep(name, replace(entry, size=None))
+
+    def _keep(self, name: str, entry: Entry) -> None:
+        self._raw.setdefault(name, self.names[name])
+        self.names[name] = entry
+
+
+class _Held:
+    """One listing in memory.
+
+    Attributes:
+        fresh_until: On the cache's clock. Guarded by the cache's lock.
+        doubted: Proved wrong: not to be served while it is being renewed. Guarded by the cache's lock.
+    """
+
+    __slots__ = ("_earlier", "_lock", "_tables", "doubted", "fresh_until", "listing", "weight")
+
+    def __init__(self, listing: Listing, fresh_until: float, old: _Held | None) -> None:
+        self.listing = listing
+        self.fresh_until = fresh_until
+        self.doubted = False
+        self.weight = sum(map(len, listing.children.values())) + len(listing.children)
+        self._lock = threading.Lock()
+        self._tables: dict[str, Table] = {}  # guarded by _lock
+        self._earlier: dict[str, Table] = {}  # guarded by _lock; tables of directories that changed, where of use
+        if old is not None:
+            self._inherit(old)
+
+    def _inherit(self, old: _Held) -> None:
+        with old._lock:
+            tables = dict(old._tables)
+            earlier = dict(old._earlier)
+        for key, table in tables.items():
+            if self.listing.children.get(key) == old.listing.children[key]:
+                self._tables[key] = table
+            elif table._raw:
+                earlier[key] = table
+        self._earlier = {key: table for key, table in earlier.items() if key in self.listing.children}
+
+    def table(self, key: str) -> Table:
+        with self._lock:
+            table = self._tables.get(key)
+            if table is None:
+                table = self._tables[key] = Table(self.listing.children[key], self._earlier.pop(key, None))
+            return table
+
+
+class _Flight(Generic[Value]):
+    """One request that is under way, and those who wait for it."""
+
+    __slots__ = ("_done", "_error", "_value")
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._value: Value | None = None
+        self._error: ArchiveError | None = None
+
+    def run(self, ask: Callable[[], Value]) -> Value:
+        """Ask, and give every waiter the same outcome."""
+        self._error = Unavailable("the request that others waited for was interrupted")  # unless it comes to an end
+        try:
+            self._value = ask()
+            self._error = None
+        except ArchiveError as error:
+            self._error = error
+            raise
+        finally:
+            self._done.set()
+        return self._value
+
+    def wait(self) -> Value:
+        """The outcome of the thread that asks. No timeout: ``Archive`` promises that every call ends."""
+        self._done.wait()
+        if self._error is not None:
+            raise _again(self._error)
+        assert self._value is not None
+        return self._value
+
+
+class _Failures(Generic[Key]):
+    """What failed a moment ago. Calls are made under the owner's lock."""
+
+    def __init__(self) -> None:
+        self._errors: OrderedDict[Key, tuple[float, ArchiveError]] = OrderedDict()
+
+    def add(self, key: Key, now: float, error: ArchiveError) -> None:
+        self._errors[key] = (now + FAILURE_S, error)
+        self._errors.move_to_end(key)
+        if len(self._errors) > FAILURES_KEPT:
+            self._errors.popitem(last=False)
+
+    def get(self, key: Key, now: float) -> ArchiveError | None:
+        until, error = self._errors.get(key, (now, None))
+        if now < until:
+            return error
+        self._errors.pop(key, None)
+        return None
+
+    def forget(self, key: Key) -> None:
+        self._errors.pop(key, None)
+
+
+class ListingCache:
+    """The listings of one archive.
+
+    Within ``ListingConfig.ttl_s`` a listing is served without a request. After that the next caller asks again, while
+    others are served the old one until the answer is there. If the archive does not answer (``Unavailable``) the old
+    one serves on, with one warning for the outage. Any other failure is the caller's, and nothing old is served: the
+    directory may be gone or closed to this user. Beyond ``memory_entries`` the least recently used listings go.
+
+    Attributes:
+        generation: Grows whenever something served before no longer holds: a listing changed, was doubted, or went.
+        clock: Seconds; what ``fresh_until`` counts on.
+    """
+
+    def __init__(self, archive: Archive, config: ListingConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.generation = 0  # grows under _lock, read without
+        self.clock = clock
+        self._archive = archive
+        self._config = config
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # guarded by _lock; least recently used first
+        self._weight = 0  # guarded by _lock: entries in _held
+        self._flights: dict[str, _Flight[_Held]] = {}  # guarded by _lock
+        self._failures: _Failures[str] = _Failures()  # guarded by _lock
+        self._stats: dict[Entry, _Flight[Entry]] = {}  # guarded by _lock
+        self._stat_failures: _Failures[Entry] = _Failures()  # guarded by _lock
+        self._away = False  # guarded by _lock: the archive did not answer last time
+
+    def table(self, directory: Entry) -> tuple[Table, float]:
+        """The names below ``directory`` and until when they hold, on ``clock``; asks the archive when need be.
+
+        Raises:
+            NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply: as ``Archive.children``.
+        """
+        held = self._current(directory)
+        return held.table(directory.key), held.fresh_until
+
+    def peek(self, directory: Entry) -> Table | None:
+        """The names below ``directory`` as far as they are in memory, fresh or not. Makes no request."""
+        with self._lock:
+            held = self._held.get(directory.listing)
+        if held is None or directory.key not in held.listing.children:
+            return None
+        return held.table(directory.key)
+
+    def sized(self, table: Table, name: str) -> Entry:
+        """The entry called ``name`` with its size, which the archive is asked for once if the listing did not say.
+
+        Raises:
+            NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply: as ``Archive.stat``.
+        """
+        entry = table.names[name]
+        if entry.size is not None or entry.is_dir:
+            return entry
+        with self._lock:
+            failure = self._stat_failures.get(entry, self.clock())
+            if failure is not None:
+                raise _again(failure)
+            flight = self._stats.get(entry)
+            leads = flight is None
+            if flight is None:
+                flight = self._stats[entry] = _Flight()
+        if not leads:
+            answer = flight.wait()
+            table.learn(name, entry, answer)
+            return answer
+        try:
+            answer = flight.run(lambda: self._ask_size(entry))
+        except ArchiveError as error:
+            with self._lock:
+                self._stat_failures.add(entry, self.clock(), error)
+            raise
+        else:
+            table.learn(name, entry, answer)
+            return answer
+        finally:
+            with self._lock:
+                del self._stats[entry]
+
+    def fresh(self, listing_id: str) -> bool:
+        """Whether the listing would be served now without a request."""
+        with self._lock:
+            held = self._held.get(listing_id)
+            return held is not None and self.clock() < held.fresh_until
+
+    def invalidate(self, listing_id: str) -> None:
+        """The listing has proved wrong: the next use asks again, whatever its age and whatever is under way."""
+        with self._lock:
+            held = self._held.get(listing_id)
+            if held is not None:
+                held.fresh_until = float("-inf")
+                held.doubted = True
+            self._flights.pop(listing_id, None)  # its answer may be older than the change; it is for its waiters only
+            self._failures.forget(listing_id)
+            self.generation += 1
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _current(self, directory: Entry) -> _Held:
+        while True:
+            held, flight, leads = self._join(directory)
+            if flight is None:
+                assert held is not None
+                return held
+            held = self._lead(directory, flight) if leads else flight.wait()
+            if directory.key in held.listing.children:
+                return held
+            # The thread that asked did so for another directory, and this one did not come along: ask for it.
+
+    def _join(self, directory: Entry) -> tuple[_Held | None, _Flight[_Held] | None, bool]:
+        """A listing to serve as it is, or else the flight to wait for and whether the caller is to lead it."""
+        listing_id = directory.listing
+        now = self.clock()
+        with self._lock:
+            held = self._held.get(listing_id)
+            if held is not None:
+                self._held.move_to_end(listing_id)
+                if directory.key not in held.listing.children:
+                    held = None
+                elif now < held.fresh_until:
+                    return held, None, False
+            failure = self._failures.get(listing_id, now)
+            if failure is not None:
+                raise _again(failure)
+            flight = self._flights.get(listing_id)
+            if flight is None:
+                flight = self._flights[listing_id] = _Flight()
+                return None, flight, True
+            if held is not None and not held.doubted:
+                return held, None, False
+            return None, flight, False
+
+    def _lead(self, directory: Entry, flight: _Flight[_Held]) -> _Held:
+        try:
+            return flight.run(lambda: self._renew(directory, flight))
+        finally:
+            with self._lock:
+                if self._flights.get(directory.listing) is flight:
+                    del self._flights[directory.listing]
+
+    def _renew(self, directory: Entry, flight: _Flight[_Held]) -> _Held:
+        """Ask, and make the answer current unless the flight was overtaken by ``invalidate``."""
+        try:
+            listing = self._ask(directory)
+        except ArchiveError as error:
+            return self._not_renewed(directory, error)
+        with self._lock:
+            old = self._held.get(listing.id)
+        same = old is not None and old.listing.children == listing.children  # outside the lock: long for a long listing
+        held = old if same and old is not None else _Held(listing, 0.0, old)
+        with self._lock:
+            if self._away:
+                self._away = False
+                log.info("the archive answers again")
+            if self._flights.get(listing.id) is flight:
+                held.fresh_until = self.clock() + self._config.ttl_s
+                held.doubted = False
+                self._put(held)
+        return held
+
+    def _ask(self, directory: Entry) -> Listing:
+        listing = self._archive.children(directory)
+        if listing.id != directory.listing:
+            raise UnexpectedReply(f"listing of {directory.key or '/'}: the answer is listing {listing.id}")
+        if directory.key not in listing.children:
+            raise UnexpectedReply(f"listing of {directory.key or '/'}: the answer does not hold that directory")
+        return listing
+
+    def _ask_size(self, entry: Entry) -> Entry:
+        answer = self._archive.stat(entry)
+        if answer.size is None:
+            raise UnexpectedReply(f"{entry.key}: the archive does not tell its size")
+        return answer
+
+    def _not_renewed(self, directory: Entry, error: ArchiveError) -> _Held:
+        """Serve on what is held when the archive is away; otherwise fail, now and for the next moment."""
+        now = self.clock()
+        with self._lock:
+            held = self._held.get(directory.listing)
+            if isinstance(error, Unavailable) and held is not None and directory.key in held.listing.children:
+                if not self._away:
+                    log.warning("the archive does not answer (%s); listings are served as they were", error)
+                self._away = True
+                held.fresh_until = now + RETRY_S
+                return held
+            if isinstance(error, NotFound) and held is not None:
+                self._drop(directory.listing)
+            self._failures.add(directory.listing, now, error)
+        raise error
+
+    def _put(self, held: _Held) -> None:
+        """Under _lock."""
+        old = self._held.get(held.listing.id)
+        if old is not held:
+            if old is not None:
+                self._drop(old.listing.id)
+            self._held[held.listing.id] = held
+            self._weight += held.weight
+        self._held.move_to_end(held.listing.id)
+        while self._weight > self._config.memory_entries and len(self._held) > 1:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, listing_id: str) -> None:
+        """Under _lock."""
+        self._weight -= self._held.pop(listing_id).weight
+        self.generation += 1
+
+
+def _again(error: ArchiveError) -> ArchiveError:
+    """A copy to raise in another thread: one exception object collects the tracebacks of all who raise it."""
+    return type(error)(str(error), error.hint)
