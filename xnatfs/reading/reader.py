@@ -135,6 +135,11 @@ class BlockReader:
         flight.served = True
         return stop - offset
 
+    @property
+    def idle(self) -> bool:
+        """True while no transfer is under way."""
+        return self._slots.count == 0
+
     def close(self) -> None:
         """Stop every transfer; reads that wait for one fail. Safe to call twice."""
         self._slots.close(CLOSE_S)

@@ -166,11 +166,14 @@ class Transfer:
             self._progress_at = time.monotonic()
             self._cond.notify_all()
             self.opened = True
+            short = stream.stop - stream.start <= self._block_size
+            if short:
+                self._limit = _FOREVER  # its reader reads it: nobody would be left to wake it from a pause
             stopping = self._stopping
         self._slots.answered(stream.ranged)
         if stopping:
             stream.close()
-        return stream.stop - stream.start <= self._block_size
+        return short
 
     def _checked(self, stream: RangeStream) -> ContentId:
         flight = self._flight

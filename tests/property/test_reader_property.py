@@ -1,0 +1,210 @@
+"""The reader against plain slicing: any block size, file, reads, cache size and server manner give the same bytes."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xnatfs.archives.memory import MemoryArchive
+from xnatfs.blocks.memory import MemoryBlocks
+from xnatfs.config import KIB, MIB, ReadConfig
+from xnatfs.errors import ArchiveError, Unavailable
+from xnatfs.reading.reader import BlockReader
+
+CONFIG = ReadConfig(max_window=MIB, idle_s=0.05, timeout_s=5.0)
+
+
+def content(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def the_file(archive: MemoryArchive):
+    [entry] = archive.children(archive.root()).children[""]
+    return entry
+
+
+reads = st.lists(st.tuples(st.integers(0, 3 * MIB), st.integers(1, 700 * KIB)), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.one_of(st.integers(1, 300 * KIB), st.integers(1, 2_500_000)),
+    reads=reads,
+    block_size=st.sampled_from([128 * KIB, 256 * KIB, MIB]),
+    memory=st.sampled_from([0, 200 * KIB, 3 * MIB, 64 * MIB]),
+    ranged=st.booleans(),
+    digests=st.booleans(),
+    chunk_size=st.sampled_from([1000, 64 * KIB, MIB]),
+)
+def test_any_read_equals_the_slice(size, reads, block_size, memory, ranged, digests, chunk_size):
+    data = content(size)
+    archive = MemoryArchive({"f": data}, ranged=ranged, digests=digests, chunk_size=chunk_size)
+    reader = BlockReader(archive, MemoryBlocks(memory), CONFIG, block_size)
+    try:
+        file = reader.open(the_file(archive))
+        for offset, length in reads:
+            assert reader.pread(file, offset, length) == data[offset : offset + length]
+        reader.release(file)
+    finally:
+        reader.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), ranged=st.booleans(), memory=st.sampled_from([500 * KIB, 64 * MIB]), faults=st.booleans()
+)
+def test_threads_see_the_same_bytes_with_evictions_and_broken_bodies(seed, ranged, memory, faults):
+    rng = random.Random(seed)
+    data = content(2_300_001)
+    lock = threading.Lock()
+
+    def before(operation: str, key: str) -> None:
+        with lock:
+            broken = faults and operation == "readinto" and rng.random() < 0.01
+        if broken:
+            raise Unavailable("connection reset")
+
+    archive = MemoryArchive({"f": data}, ranged=ranged, chunk_size=64 * KIB, before=before)
+    reader = BlockReader(archive, MemoryBlocks(memory), CONFIG, 256 * KIB)
+    wrong: list[tuple[int, int]] = []
+    errors: list[BaseException] = []
+    entry = the_file(archive)
+
+    def work(worker: int) -> None:
+        mine = random.Random(seed * 100 + worker)
+        file = reader.open(entry)
+        for _ in range(15):
+            offset, length = mine.randrange(len(data)), mine.randrange(1, 300 * KIB)
+            try:
+                if reader.pread(file, offset, length) != data[offset : offset + length]:
+                    wrong.append((offset, length))
+            except ArchiveError as error:
+                errors.append(error)
+        reader.release(file)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    reader.close()
+    assert wrong == []
+    assert faults or errors == []
+
+
+def test_a_single_reader_from_a_server_without_ranges_opens_one_stream():
+    data = content(5 * MIB + 17)
+    archive = MemoryArchive({"f": data}, ranged=False)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)
+    file = reader.open(the_file(archive))
+    got = b"".join(reader.pread(file, at, 128 * KIB) for at in range(0, len(data), 128 * KIB))
+    assert got == data
+    assert archive.calls["open_range"] == 1
+    assert archive.calls["bytes"] == len(data)
+    reader.release(file)
+    reader.close()
+
+
+def test_sixteen_cold_readers_share_one_stream():
+    data = content(8 * MIB)
+    archive = MemoryArchive({"f": data}, ranged=False)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)
+    entry = the_file(archive)
+    results: list[bool] = []
+
+    def work(worker: int) -> None:
+        file = reader.open(entry)
+        at, pieces = 0, []
+        while piece := reader.pread(file, at, 128 * KIB):
+            pieces.append(piece)
+            at += len(piece)
+        results.append(b"".join(pieces) == data)
+        reader.release(file)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [True] * 16
+    assert archive.calls["open_range"] == 1
+    reader.close()
+
+
+def test_a_header_moves_little_and_its_transfer_is_let_go():
+    data = content(20 * MIB)
+    archive = MemoryArchive({"f": data}, ranged=False, chunk_size=64 * KIB)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)
+    file = reader.open(the_file(archive))
+    assert reader.pread(file, 0, 352) == data[:352]
+    reader.release(file)
+    for _ in range(100):
+        if reader.idle:
+            break
+        threading.Event().wait(0.05)
+    assert reader.idle
+    assert archive.calls["bytes"] <= 512 * KIB
+    file = reader.open(the_file(archive))
+    assert reader.pread(file, 0, 352) == data[:352]
+    assert archive.calls["open_range"] == 1
+    reader.release(file)
+    reader.close()
+
+
+def test_random_reads_from_a_ranged_archive_move_at_most_a_grain_or_two_each():
+    data = content(32 * MIB)
+    archive = MemoryArchive({"f": data}, ranged=True)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)
+    file = reader.open(the_file(archive))
+    rng = random.Random(1)
+    for _ in range(100):
+        at = rng.randrange(len(data) - 4096)
+        assert reader.pread(file, at, 4096) == data[at : at + 4096]
+    assert archive.calls["bytes"] <= 100 * 256 * KIB
+    reader.release(file)
+    reader.close()
+
+
+def test_a_changed_file_is_stale_for_the_old_handle_and_new_for_the_next():
+    import pytest
+
+    from xnatfs.errors import StaleContent
+
+    old, new = content(3 * MIB, 1), content(3 * MIB, 2)
+    archive = MemoryArchive({"f": old}, ranged=True)
+    cache = MemoryBlocks(64 * MIB)
+    reader = BlockReader(archive, cache, CONFIG, MIB)
+    entry = replace(the_file(archive), version="as the listing says")  # a listing that does not notice the change
+    file = reader.open(entry)
+    assert reader.pread(file, 0, 100) == old[:100]
+    archive.replace("/f", new)
+    with pytest.raises(StaleContent):
+        reader.pread(file, 2 * MIB, 100)
+    with pytest.raises(StaleContent):
+        reader.pread(file, 0, 100)
+    reader.release(file)
+    file = reader.open(entry)
+    assert reader.pread(file, 0, 100) == new[:100]
+    reader.release(file)
+    reader.close()
+
+
+def test_a_wrong_digest_is_an_error_and_nothing_of_it_is_kept():
+    import pytest
+
+    from xnatfs.errors import CorruptContent
+
+    data = content(300 * KIB)
+    archive = MemoryArchive({"f": data}, ranged=False)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)
+    file = reader.open(replace(the_file(archive), digest="0" * 32))
+    with pytest.raises(CorruptContent):
+        reader.pread(file, 0, 100)
+    assert archive.calls["open_range"] == 2  # asked for once more: it could have been damaged on its way
+    reader.release(file)
+    reader.close()
