@@ -150,16 +150,17 @@ class Operations:
         self._directories[fh] = entry
         return fh
 
-    def entries(self, fh: int, start: int, plus: bool) -> Iterator[tuple[bytes, bytes | None]]:
+    def entries(self, fh: int, start: int, plus: bool) -> Iterator[tuple[bytes, bytes | None, bool]]:
         prefix, node, children = self._directories[fh]
         if start <= 0:
-            yield b".", self._packed(node)
+            yield b".", self._packed(node), False
         if start <= 1:
-            yield b"..", None
+            yield b"..", None, False
         for number in range(max(start - 2, 0), len(children)):
             child = children[number]
-            yield child.name.encode(*TEXT), self._packed(child)
-            if plus:  # it was taken, or nobody would have asked for the next
+            known = child.size >= 0  # or the kernel must ask: a guessed size would be read up to
+            yield child.name.encode(*TEXT), self._packed(child), known
+            if plus and known:  # it was taken, or nobody would have asked for the next
                 self._tell(prefix + child.name, child)
 
     def releasedir(self, fh: int) -> None:

@@ -80,8 +80,8 @@ class Answers(Protocol):
     def release(self, fh: int) -> None: ...
     def opendir(self, path: str) -> int: ...
 
-    def entries(self, fh: int, start: int, plus: bool) -> Iterable[tuple[bytes, bytes | None]]:
-        """(name, attributes) from the entry numbered ``start`` on; the next is taken only when the last was sent."""
+    def entries(self, fh: int, start: int, plus: bool) -> Iterable[tuple[bytes, bytes | None, bool]]:
+        """(name, attributes, are they complete) from entry ``start`` on; the next is taken once this one was sent."""
         ...
 
     def releasedir(self, fh: int) -> None: ...
@@ -329,16 +329,16 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
     def readdir_2(_self: Any, _path: bytes, buf: Any, filler: Any, _offset: int, fip: Any) -> None:
         # Offsets of 0: libfuse keeps the whole directory and pages through it by itself.
         fill = cast(filler, filler_type)
-        for name, attributes in answers.entries(fip.contents.fh, 0, False):
+        for name, attributes, _ in answers.entries(fip.contents.fh, 0, False):
             if fill(buf, name, attributes, 0):
                 break
 
     def readdir_3(_self: Any, _path: bytes, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> None:
         # Offsets from 1: libfuse drops the attributes of entries that come without one.
         fill, plus = cast(filler, filler_type), bool(flags & READDIR_PLUS)
-        fill_flags = FILL_DIR_PLUS if plus else 0
-        for number, (name, attributes) in enumerate(answers.entries(fip.contents.fh, offset, plus), offset + 1):
-            if fill(buf, name, attributes, number, fill_flags):
+        entries = answers.entries(fip.contents.fh, offset, plus)
+        for number, (name, attributes, complete) in enumerate(entries, offset + 1):
+            if fill(buf, name, attributes, number, FILL_DIR_PLUS if plus and complete else 0):
                 break
 
     def releasedir(_self: Any, _path: bytes, fip: Any) -> None:

@@ -36,6 +36,7 @@ class Mounted:
     device: str  # "major:minor"
     fs_type: str
     fsname: str
+    uid: int  # who mounted it, as FUSE says; 0 for others
 
 
 def resolve(path: Path) -> Path:
@@ -51,7 +52,9 @@ def find_mount(path: Path) -> Mounted | None:
         fields = line.split(" ")
         separator = fields.index("-", 6)
         if _unescape(fields[4]) == str(path):
-            found = Mounted(path, fields[2], fields[separator + 1], _unescape(fields[separator + 2]))
+            uid = re.search(r"\buser_id=(\d+)", fields[separator + 3])
+            fs_type, fsname = fields[separator + 1], _unescape(fields[separator + 2])
+            found = Mounted(path, fields[2], fs_type, fsname, int(uid[1]) if uid else 0)
     return found
 
 

@@ -1,0 +1,272 @@
+"""Leaves a process behind that serves a mount: fork, a pipe that carries "ready" or the failure, then silence.
+
+Also the record that each mount leaves in the user's runtime directory, by which ``umount`` waits for the process's end.
+Knows no FUSE and no archive. ``start`` must be called before any thread is; a record belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from xnatfs import errors
+from xnatfs.errors import ArchiveError, XnatfsError
+
+log = logging.getLogger(__name__)
+
+END_LIMIT_S = 5.0  # for a process that has failed, or was told to end, to be gone
+POLL_S = 0.01
+
+SECRET_WORDS = ("PASS", "SECRET", "TOKEN")
+
+Serve = Callable[[Callable[[], None]], None]
+"""Serves until unmounted; calls its argument once, from any thread, when the mount answers."""
+
+
+def start(serve: Serve, log_file: Path | None, limit_s: float) -> int:
+    """Run ``serve`` in a process of its own and return 0 once it is ready, its process id left to nobody.
+
+    Raises:
+        XnatfsError or ArchiveError: what ``serve`` raised before it was ready, or that it ended, or took ``limit_s``.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _run_child(serve, log_file, writing)
+    os.close(writing)
+    try:
+        message = _await_message(reading, limit_s)
+    except BaseException:
+        _end(pid)
+        raise
+    finally:
+        os.close(reading)
+    if message.get("ready"):
+        return 0
+    code = _reap(pid, END_LIMIT_S)
+    if not message:
+        raise XnatfsError(f"mount: the process that was to serve it ended unexpectedly ({_describe_end(code)})")
+    raise _error_from(message)
+
+
+# --- the parent -------------------------------------------------------------------------------------------------------
+
+
+def _await_message(reading: int, limit_s: float) -> dict[str, Any]:
+    """What the child says; {} when it ends without a word."""
+    ready, _, _ = select.select([reading], [], [], limit_s)
+    if not ready:
+        raise errors.TimedOut(f"mount: no answer within {limit_s:.0f} s")
+    with os.fdopen(os.dup(reading), "rb") as stream:
+        text = stream.readline()
+    message: dict[str, Any] = json.loads(text) if text else {}
+    return message
+
+
+def _end(pid: int) -> None:
+    """Stop a child that is not wanted any more: politely, so that it unmounts, then not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        if _reap(pid, END_LIMIT_S) is not None:
+            return
+
+
+def _reap(pid: int, limit_s: float) -> int | None:
+    """The exit status of a child, or None when it is still there after ``limit_s``."""
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline_s:
+            return None
+        time.sleep(POLL_S)
+
+
+def _describe_end(code: int | None) -> str:
+    if code is None:
+        return "still running"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _error_from(message: dict[str, Any]) -> Exception:
+    """The child's failure as an error of the same class, so that it ends in the same line, hint and exit code."""
+    kind = getattr(errors, message["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, (XnatfsError, ArchiveError)):
+        return kind(message["text"], message["hint"])
+    return XnatfsError(message["text"], message["hint"])
+
+
+# --- the child --------------------------------------------------------------------------------------------------------
+
+
+def _run_child(serve: Serve, log_file: Path | None, writing: int) -> NoReturn:
+    code = 0
+    said = False
+
+    def tell(message: dict[str, Any]) -> None:
+        nonlocal said
+        said = True
+        with contextlib.suppress(BrokenPipeError):
+            os.write(writing, json.dumps(message).encode() + b"\n")
+        os.close(writing)
+
+    def ready() -> None:
+        _point_at(2, log_file)  # until now, messages went to whoever ran the command
+        tell({"ready": True})
+
+    try:
+        os.setsid()
+        os.chdir("/")
+        _close_inherited(writing)
+        for descriptor in (0, 1):
+            _point_at(descriptor, None)
+        serve(ready)
+    except BaseException as exc:  # the outermost frame of this process
+        code = int(getattr(exc, "exit_code", 1))
+        if said:
+            log.error("the mount ended: %s", exc, exc_info=exc)
+        else:
+            log.debug("mounting failed", exc_info=exc)
+            tell(_failure(exc))
+    logging.shutdown()
+    # The frames below belong to the command that was called; its clean-up is its own.
+    os._exit(code)
+
+
+def _failure(exc: BaseException) -> dict[str, Any]:
+    known = isinstance(exc, (XnatfsError, ArchiveError))
+    if isinstance(exc, OSError) and not known:
+        text = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror or exc)
+    else:
+        text = str(exc) if known else f"unexpected {type(exc).__name__}: {exc}"
+    return {"kind": type(exc).__name__, "text": text, "hint": str(getattr(exc, "hint", ""))}
+
+
+def _close_inherited(keep: int) -> None:
+    """Close what the caller's shell or script left open. Our own descriptors are not inheritable (PEP 446)."""
+    for link in list(Path("/proc/self/fd").iterdir()):
+        descriptor = int(link.name)
+        with contextlib.suppress(OSError):
+            if descriptor > 2 and descriptor != keep and os.get_inheritable(descriptor):
+                os.close(descriptor)
+
+
+def _point_at(descriptor: int, file: Path | None) -> None:
+    """Make a standard descriptor lead to a file, or nowhere."""
+    flags = os.O_RDWR if file is None else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    opened = os.open(os.devnull if file is None else file, flags | os.O_CLOEXEC, 0o600)
+    os.dup2(opened, descriptor)
+    os.close(opened)
+
+
+def forget_secrets() -> None:
+    """Take passwords out of the environment, so that no program we start (fusermount) gets them."""
+    for name in list(os.environ):
+        if name.upper().startswith("XNAT") and any(word in name.upper() for word in SECRET_WORDS):
+            del os.environ[name]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+class Record:
+    """A locked file that lives as long as the process that serves a mount; the kernel drops the lock at its end."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+        self._path: Path | None = None
+
+    def write(self, device: str, mountpoint: Path, server: str) -> None:
+        """Publish the mount. A record that cannot be kept costs ``umount`` its waiting, and nothing else."""
+        directory = records_directory(os.getuid())
+        try:
+            _make_private(directory)
+            path = directory / _record_name(device)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._descriptor, 0)
+            content = {"pid": os.getpid(), "mountpoint": str(mountpoint), "server": server, "device": device}
+            os.write(self._descriptor, json.dumps(content).encode())
+            self._path = path
+        except OSError as exc:
+            log.info("no record of this mount in %s: %s", directory, exc.strerror)
+
+    def remove(self) -> None:
+        """Take the record's name away. The lock stays until the process ends."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def records_directory(uid: int) -> Path:
+    """Where a user's records are: found by root too, and without the environment, which cron and sudo change."""
+    if uid == 0:
+        return Path("/run/xnatfs")
+    login = Path(f"/run/user/{uid}")
+    with contextlib.suppress(OSError):
+        if login.stat().st_uid == uid:
+            return login / "xnatfs"
+    return Path(f"/tmp/xnatfs-{uid}")  # noqa: S108 (_make_private refuses a directory that others made)
+
+
+def _record_name(device: str) -> str:
+    return f"mount-{device.replace(':', '-')}.json"
+
+
+def _make_private(directory: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(errno.EPERM, "it is not a private directory of this user", str(directory))
+
+
+@contextlib.contextmanager
+def end_of(device: str, uid: int, limit_s: float) -> Iterator[None]:
+    """Wait, on leaving, until the process that serves the mount ``device`` of user ``uid`` has ended.
+
+    Raises:
+        XnatfsError: it is still there after ``limit_s``.
+    """
+    try:
+        path = records_directory(uid) / _record_name(device)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+        deadline_s = time.monotonic() + limit_s
+        while not _unlocked(descriptor):
+            if time.monotonic() > deadline_s:
+                raise XnatfsError(f"umount: unmounted, but its process ({_pid(descriptor)}) has not ended yet")
+            time.sleep(POLL_S)
+    finally:
+        os.close(descriptor)
+
+
+def _unlocked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _pid(descriptor: int) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return f"pid {int(json.loads(os.pread(descriptor, 4096, 0))['pid'])}"
+    return "pid unknown"

@@ -1,0 +1,112 @@
+"""``xnatfs mount`` and ``xnatfs umount``. Runs in the main thread, and before any other thread is there.
+
+What can be refused is refused before a process is left behind; the server is asked before anything is mounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from xnatfs.cli import daemon
+from xnatfs.cli.credentials import config_for
+from xnatfs.cli.options import CACHE, MESSAGES, MOUNT, SERVER, VIEW, OptionsCommand, Settings, with_options
+from xnatfs.config import Config
+from xnatfs.errors import XnatfsError
+
+END_LIMIT_S = 30.0  # for a mount's process to end after it was unmounted: it writes the cache's last blocks
+START_SLACK_S = 30.0  # beyond two timeouts of the server, for imports on a busy machine
+
+
+@click.command(cls=OptionsCommand)
+@click.argument("source")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@with_options(SERVER, VIEW, CACHE, MOUNT, MESSAGES)
+def mount(source: str, mountpoint: Path, settings: Settings) -> int:
+    """Mount an archive as a read-only folder.
+
+    MOUNTPOINT is an empty directory. The command returns when the mount can be used, and a process in the background
+    serves it until `xnatfs umount MOUNTPOINT`.
+    """
+    return mount_and_serve(config_for(source, settings), mountpoint, settings.foreground, settings.log_file)
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def umount(mountpoint: Path) -> int:
+    """Unmount it.
+
+    Refused while a program uses the mount; the message names the program. Returns when the mount's process has ended.
+    """
+    return unmount(mountpoint)
+
+
+def mount_and_serve(config: Config, mountpoint: Path, foreground: bool, log_file: Path | None) -> int:
+    """Mount; return 0 when the mount answers, or in the foreground when it has been unmounted.
+
+    Raises:
+        FuseError: no FUSE, or a mount point that cannot be used.
+        ArchiveError: the server could not be asked for its top directory.
+    """
+    from xnatfs.frontends import fuse_binding
+    from xnatfs.frontends.mountpoint import prepare
+
+    fuse_binding.load(config.mount.fuse)
+    target = prepare(mountpoint, allow_other=config.mount.allow_other)
+    daemon.forget_secrets()
+    if foreground:
+        serve(config, target, lambda: None)
+        return 0
+    limit_s = 2 * config.http.timeout_s + START_SLACK_S
+    return daemon.start(lambda ready: serve(config, target, ready), log_file, limit_s)
+
+
+def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
+    """Open the archive, mount it at ``target`` (prepared), call ``ready`` and answer until unmounted."""
+    import os
+
+    from xnatfs.factory import open_vfs
+    from xnatfs.frontends import fuse
+
+    record = daemon.Record()
+    fsname = config.source.url + ("" if config.source.inside == "/" else f"#{config.source.inside}")
+
+    def publish() -> None:
+        device = target.stat().st_dev
+        record.write(f"{os.major(device)}:{os.minor(device)}", target, fsname)
+        ready()
+
+    vfs = open_vfs(config)
+    try:
+        vfs.listdir("/")  # a wrong address or password is met here, before there is a mount
+        fuse.mount(vfs, target, config.mount, fsname=fsname, ready=publish)
+    finally:
+        vfs.close()
+        record.remove()
+
+
+def unmount(mountpoint: Path) -> int:
+    """Unmount, and return 0 when the process that served the mount has ended.
+
+    Raises:
+        XnatfsError: nothing of ours is mounted there, or it is in use.
+    """
+    from xnatfs.frontends.mountpoint import OWN_TYPE, detach, find_mount, is_dead, resolve
+    from xnatfs.frontends.mountpoint import unmount as take_away
+
+    path = resolve(mountpoint)
+    mounted = find_mount(path)
+    if mounted is None:
+        raise XnatfsError(f"umount {mountpoint}: nothing is mounted there")
+    if mounted.fs_type != OWN_TYPE:
+        raise XnatfsError(f"umount {mountpoint}: what is mounted there is not of xnatfs but {mounted.fsname}")
+    if is_dead(path):
+        detach(path)
+        if find_mount(path) is not None:
+            raise XnatfsError(f"umount {mountpoint}: the dead mount cannot be taken away", f"fusermount3 -uz {path}")
+        return 0
+    with daemon.end_of(mounted.device, mounted.uid, END_LIMIT_S):
+        take_away(path)
+    return 0
