@@ -1,0 +1,82 @@
+"""``python -m xnatfs.demo``: serves the sample archive; its URL is the first line on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+
+from xnatfs.demo import sample
+from xnatfs.demo.auth import Gate
+from xnatfs.demo.server import DemoServer, DemoState, Switches
+
+PARENT_POLL_S = 0.5
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    options = _arguments().parse_args()
+    if options.die_with_parent:
+        _die_with_parent()
+    try:
+        return asyncio.run(_serve(options))
+    except KeyboardInterrupt:
+        return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m xnatfs.demo", description="Serve the sample archive on loopback.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes any free port")
+    parser.add_argument("--context", default="", help="context path, for example /xnat")
+    parser.add_argument("--latency", type=_seconds, default=0.0, help="before the first byte: 20ms or 0.02")
+    parser.add_argument("--bandwidth", type=float, default=None, help="bytes a second, over all connections")
+    parser.add_argument("--range", choices=("on", "off"), default="off", help="honour Range (XNAT does not)")
+    parser.add_argument("--guests", choices=("on", "off"), default="off", help="let anonymous visitors in")
+    parser.add_argument("--sample", choices=("small", "full"), default="small")
+    parser.add_argument("--session-timeout", type=_seconds, default=900.0, help="seconds")
+    parser.add_argument("--die-with-parent", action="store_true", help="end when the parent process ends")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    return float(text[:-2]) / 1000 if text.endswith("ms") else float(text.removesuffix("s"))
+
+
+async def _serve(options: argparse.Namespace) -> int:
+    parent = os.getppid()
+    archive = sample.small() if options.sample == "small" else sample.full()
+    gate = Gate(guests=options.guests == "on", session_timeout_s=options.session_timeout)
+    state = DemoState(archive, gate, Switches(latency_s=options.latency, range=options.range == "on"))
+    state.link.bytes_per_s = options.bandwidth
+    context = "/" + options.context.strip("/") if options.context.strip("/") else ""
+    server = DemoServer(state, context)
+    port = await server.start(options.host, options.port)
+    sys.stdout.write(f"http://{options.host}:{port}{context}\n")
+    sys.stdout.flush()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    while not ended.is_set() and not (options.die_with_parent and os.getppid() != parent):
+        try:
+            await asyncio.wait_for(ended.wait(), PARENT_POLL_S if options.die_with_parent else None)
+        except asyncio.TimeoutError:
+            continue
+    await server.stop()
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM at the parent's death; the poll in ``_serve`` covers systems that cannot."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    except (OSError, AttributeError):
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Faults on demand: what a real network, proxy or server does to a reply once in a while.
+
+A fault is chosen by a regular expression on "path?query", works a number of times, and then is gone. Knows nothing of
+records. Used from the event loop only.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from xnatfs.demo.replies import LOGIN_PAGE, Reply, error, plain
+from xnatfs.demo.sending import Body, Cut, Piece, of_bytes
+
+PARENT_ITEM = {"items": [{"children": [], "data_fields": {"ID": "XNAT_E00001"}, "meta": {"isHistory": False}}]}
+
+
+@dataclass(slots=True)
+class Fault:
+    """One line of the fault list.
+
+    Attributes:
+        match: Regular expression, searched in "path?query".
+        kind: One of KINDS.
+        at: Bytes of the body that still go out as they should; None is the kind's own default.
+        times: How often it works before it is gone; None is for ever.
+        probability: Of working at a request that matches.
+        method: Only this method; "" is any.
+    """
+
+    match: str
+    kind: str
+    at: int | None = None
+    status: int = 503
+    retry_after: str | None = None
+    times: int | None = 1
+    probability: float = 1.0
+    method: str = ""
+
+
+class UnknownFault(ValueError):
+    """The fault list names a kind that does not exist."""
+
+
+@dataclass(slots=True)
+class FaultList:
+    faults: list[Fault] = field(default_factory=list)
+    random: random.Random = field(default_factory=lambda: random.Random(1))  # noqa: S311 - repeatable, not secret
+
+    def replace(self, entries: list[dict[str, object]]) -> None:
+        """Put these faults in place of the present ones."""
+        self.faults = []
+        self.extend(entries)
+
+    def extend(self, entries: list[dict[str, object]]) -> None:
+        made = [Fault(**entry) for entry in entries]  # type: ignore[arg-type]  # JSON from a test
+        for fault in made:
+            re.compile(fault.match)
+            if fault.kind not in KINDS:
+                raise UnknownFault(fault.kind)
+        self.faults.extend(made)
+
+    def take(self, method: str, target: str) -> Fault | None:
+        """The first fault that applies to this request; used up by one."""
+        for fault in self.faults:
+            if fault.method and fault.method != method:
+                continue
+            if not re.search(fault.match, target) or self.random.random() >= fault.probability:
+                continue
+            if fault.times is not None:
+                fault.times -= 1
+                if fault.times <= 0:
+                    self.faults.remove(fault)
+            return fault
+        return None
+
+
+def apply(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """The reply as this fault leaves it."""
+    return KINDS[fault.kind](fault, reply, range_header)
+
+
+def _cut(kind: str) -> Callable[[Fault, Reply, str], Reply]:
+    def fault_kind(fault: Fault, reply: Reply, range_header: str) -> Reply:
+        if fault.at is None and kind in ("reset", "close"):
+            reply.dead = kind
+        else:
+            reply.cut = Cut(kind, fault.at or 0)
+        return reply
+
+    return fault_kind
+
+
+def _status(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    answer = error(fault.status, f"made to fail with {fault.status}")
+    if fault.retry_after is not None:
+        answer.headers["Retry-After"] = str(fault.retry_after)
+    return answer
+
+
+def _html(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    return plain(LOGIN_PAGE, "text/html")
+
+
+def _empty(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    return Reply(200, {"Content-Type": reply.headers.get("Content-Type", "application/json")})
+
+
+def _short(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """Content-Length right, body cut, connection closed in good order."""
+    length = reply.body.length
+    reply.cut = Cut("close", fault.at if fault.at is not None else (length or 2) // 2)
+    return reply
+
+
+def _plus_one(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    if reply.body.length is not None:
+        reply.declared = reply.body.length + 1
+        reply.cut = Cut("close", reply.body.length)
+    return reply
+
+
+def _minus_one(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    body = reply.body
+    if body.length:
+        reply.body = Body(body.length - 1, body.pieces)
+    return reply
+
+
+def _wrong_range(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """A 206 for another place than the one asked for, and honest about it."""
+    found = re.match(r"bytes=(\d+)-", range_header)
+    whole = reply.whole or reply.body
+    length = whole.length
+    if not found or not length:
+        return reply
+    start = (int(found.group(1)) + (fault.at or 1)) % length
+    pieces = whole.pieces
+    reply.status = 206
+    reply.headers["Content-Range"] = f"bytes {start}-{length - 1}/{length}"
+    reply.body = Body(length - start, lambda a, b: pieces(start + a, start + b))
+    return reply
+
+
+def _multipart(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    whole = reply.whole or reply.body
+    length = whole.length or 0
+    first = b"".join(bytes(p) for p in whole.pieces(0, min(length, 1000)))
+    head = f"--PART\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes 0-{len(first) - 1}/{length}\r\n\r\n"
+    data = head.encode() + first + b"\r\n--PART--\r\n"
+    return Reply(206, {"Content-Type": "multipart/byteranges; boundary=PART"}, of_bytes(data))
+
+
+def _garbage(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """The right length and the right headers around bytes that are not the file's."""
+    length = reply.body.length
+    pieces = reply.body.pieces
+
+    def wrong(start: int, stop: int) -> Iterator[Piece]:
+        for piece in pieces(start, stop):
+            yield bytes(piece).translate(_SCRAMBLED)
+
+    reply.body = Body(length, wrong)
+    return reply
+
+
+def _parent_item(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    return plain(json.dumps(PARENT_ITEM), "application/json")
+
+
+def _gzip(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    data = b"".join(bytes(p) for p in reply.body.pieces(0, reply.body.length or 0))
+    reply.headers["Content-Encoding"] = "gzip"
+    reply.body = of_bytes(gzip.compress(data, 1, mtime=0))
+    return reply
+
+
+def _chunked_cut(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """No length, and no last chunk either."""
+    body = reply.body
+    length = body.length if body.length is not None else 0
+    at = fault.at if fault.at is not None else length // 2
+    reply.body = Body(None, lambda start, stop: body.pieces(0, length))
+    reply.cut = Cut("close", at)
+    return reply
+
+
+_SCRAMBLED = bytes((value * 167 + 13) % 256 for value in range(256))
+KINDS: dict[str, Callable[[Fault, Reply, str], Reply]] = {
+    "reset": _cut("reset"),
+    "close": _cut("close"),
+    "stall": _cut("stall"),
+    "drip": _cut("drip"),
+    "status": _status,
+    "html": _html,
+    "empty": _empty,
+    "short": _short,
+    "length_plus_one": _plus_one,
+    "length_minus_one": _minus_one,
+    "wrong_range": _wrong_range,
+    "multipart": _multipart,
+    "garbage": _garbage,
+    "parent_item": _parent_item,
+    "gzip_encoding": _gzip,
+    "chunked_cut": _chunked_cut,
+}

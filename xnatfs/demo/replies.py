@@ -1,0 +1,55 @@
+"""Replies as records, before they meet faults or the wire, and the error pages that XNAT-like servers send."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+
+from xnatfs.demo.sending import Body, Cut, of_bytes
+
+LOGIN_PAGE = (
+    b"<!DOCTYPE html>\n<html><head><title>Sample archive: please log in</title></head><body>\n"
+    b'<form name="form1" method="post" action="/login"><input name="username"><input name="password" type="password">'
+    b"</form></body></html>\n"
+)
+
+
+@dataclass(slots=True)
+class Reply:
+    """Status, headers and body of one answer.
+
+    Attributes:
+        declared: The Content-Length to claim when a fault makes it differ from the body's.
+        cut: What a fault does to the body on its way out.
+        dead: "reset" or "close": no answer at all.
+        whole: The whole file, where ``body`` has become the range that was asked for.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Body = field(default_factory=lambda: of_bytes(b""))
+    declared: int | None = None
+    cut: Cut | None = None
+    dead: str = ""
+    whole: Body | None = None
+
+
+def plain(text: str | bytes, content_type: str = "text/plain", status: int = 200) -> Reply:
+    data = text.encode() if isinstance(text, str) else text
+    return Reply(status, {"Content-Type": content_type}, of_bytes(data))
+
+
+def error(status: int, message: str) -> Reply:
+    """An HTML page: never to be parsed, only its status counts."""
+    page = f"<html>\n<head>\n   <title>Status page</title>\n</head>\n<body>\n<h3>{html.escape(message)}</h3>\n</body>\n</html>\n"
+    reply = plain(page, "text/html", status)
+    if status == 401:
+        reply.headers["WWW-Authenticate"] = 'Basic realm="Sample archive"'
+    return reply
+
+
+def home_page(user: str, guest: bool) -> Reply:
+    name = html.escape(user)
+    who = '<span style="color:red;">Guest</span>' if guest else f'&nbsp;<a href="/app/template/Profile.vm">{name}</a>'
+    page = f'<html><head><title>Sample archive</title></head><body><span id="user_info">Logged in as: {who}</span></body></html>\n'
+    return plain(page, "text/html")

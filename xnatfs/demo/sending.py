@@ -1,0 +1,189 @@
+"""Puts bodies on the wire: large views, exact counts, shared bandwidth, and the cuts that faults ask for.
+
+One thread a body writes straight to the connection's socket; the event loop only sends the head. So a slow client costs
+no computing, back-pressure is the socket's own, and the count is what the kernel took, to the byte.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+SEND_BUFFER = 128 * 1024  # bytes; small, so that "sent" stays close to what the client has really pulled
+POLL_MS = 200  # how often a blocked sender looks whether the server is stopping
+DRIP_S = 0.05  # seconds between the single bytes of a dripping body
+SLICE_S = 0.02  # seconds of bandwidth in one send on a limited link
+
+Piece = bytes | memoryview
+
+
+class ClientGone(ConnectionError):
+    """The client closed or reset the connection before the body's end."""
+
+
+class CutShort(Exception):  # noqa: N818 - an outcome
+    """A fault ended the body; the connection must not be used again."""
+
+    def __init__(self, reset: bool) -> None:
+        super().__init__("reset" if reset else "closed")
+        self.reset = reset
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What happens to a body once ``at`` bytes of it are out. kind: "close", "reset", "stall" or "drip"."""
+
+    kind: str
+    at: int
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes of one body that the kernel has taken. Written by the sending thread, read by anyone."""
+
+    sent: int = 0
+
+
+class Link:
+    """The bandwidth that all bodies share; None is unlimited. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self.bytes_per_s: float | None = None
+        self.stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._free_at_s = 0.0  # guarded by _lock: when the link has sent all that was promised
+
+    def slice(self) -> int | None:
+        """The most to send at once, or None without a limit."""
+        rate = self.bytes_per_s
+        return None if not rate else max(1024, int(rate * SLICE_S))
+
+    def wait(self, length: int) -> None:
+        rate = self.bytes_per_s
+        if not rate:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at_s = max(self._free_at_s, now - SLICE_S) + length / rate
+            pause = self._free_at_s - now
+        if pause > 0:
+            self.stopping.wait(pause)
+
+
+@dataclass(slots=True)
+class Sender:
+    """Writes one body to one socket. ``sock`` is a duplicate that this sender closes."""
+
+    sock: socket.socket
+    link: Link
+    meter: Meter
+    cut: Cut | None = None
+    _poll: select.poll = field(default_factory=select.poll)
+
+    def run(self, pieces: Iterable[Piece], chunked: bool) -> None:
+        """Send every piece, framed as chunks where asked.
+
+        Raises:
+            ClientGone, CutShort
+        """
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            self._poll.register(self.sock, select.POLLOUT)
+            for piece in pieces:
+                self._piece(piece, chunked)
+            if self.cut is not None and self.meter.sent >= self.cut.at:
+                self._act(self.cut)
+            if chunked:
+                self._write(b"0\r\n\r\n", count=False)
+        except (ConnectionError, OSError) as exc:
+            raise ClientGone(str(exc)) from exc
+        finally:
+            self.sock.close()
+
+    def _piece(self, piece: Piece, chunked: bool) -> None:
+        view = memoryview(piece)
+        if not len(view):
+            return
+        if chunked:
+            self._write(b"%x\r\n" % len(view), count=False)
+        cut = self.cut
+        if cut is not None and self.meter.sent + len(view) > cut.at:
+            before = max(0, cut.at - self.meter.sent)
+            self._write(view[:before])
+            self._act(cut)
+            self._drip(view[before:])
+        else:
+            self._write(view)
+        if chunked:
+            self._write(b"\r\n", count=False)
+
+    def _act(self, cut: Cut) -> None:
+        if cut.kind == "stall":
+            self._stall()
+        if cut.kind in ("close", "reset"):
+            raise CutShort(cut.kind == "reset")
+
+    def _stall(self) -> None:
+        """Say nothing until the client gives up or the server stops."""
+        watch = select.poll()
+        watch.register(self.sock, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+        while not self.link.stopping.is_set():
+            if watch.poll(POLL_MS):
+                raise ClientGone("gave up on a stalled body")
+        raise CutShort(reset=False)
+
+    def _drip(self, view: memoryview) -> None:
+        for place in range(len(view)):
+            self._write(view[place : place + 1])
+            if self.link.stopping.wait(DRIP_S):
+                raise CutShort(reset=False)
+
+    def _write(self, data: Piece, count: bool = True) -> None:
+        view = memoryview(data)
+        limit = self.link.slice()
+        while len(view):
+            part = view if limit is None else view[:limit]
+            if limit is not None:
+                self.link.wait(len(part))
+            try:
+                taken = self.sock.send(part)
+            except BlockingIOError:
+                self._writable()
+                continue
+            if count:
+                self.meter.sent += taken
+            view = view[taken:]
+
+    def _writable(self) -> None:
+        while not self._poll.poll(POLL_MS):
+            if self.link.stopping.is_set():
+                raise CutShort(reset=False)
+
+
+def abort_on_close(sock: socket.socket) -> None:
+    """Make the close of this connection an RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@dataclass(slots=True)
+class Body:
+    """What a reply carries. ``length`` None means it is not known beforehand: the body goes out in chunks.
+
+    ``pieces(start, stop)`` makes the bytes; a body without length ignores both numbers.
+    """
+
+    length: int | None
+    pieces: Callable[[int, int], Iterator[Piece]]
+    sliceable: bool = False  # a file: Range applies
+
+
+def of_bytes(data: bytes) -> Body:
+    def pieces(start: int, stop: int) -> Iterator[Piece]:
+        yield memoryview(data)[start:stop]
+
+    return Body(len(data), pieces)
