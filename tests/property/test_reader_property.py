@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import KIB, MIB, ReadConfig
-from xnatfs.errors import ArchiveError, Unavailable
+from xnatfs.errors import ArchiveError, TimedOut, Unavailable
 from xnatfs.reading.reader import BlockReader
 
 CONFIG = ReadConfig(max_window=MIB, idle_s=0.05, timeout_s=5.0)
@@ -27,12 +27,17 @@ def the_file(archive: MemoryArchive):
     return entry
 
 
-reads = st.lists(st.tuples(st.integers(0, 3 * MIB), st.integers(1, 700 * KIB)), min_size=1, max_size=12)
+EDGES = [1, 4096, 128 * KIB - 1, 128 * KIB, 128 * KIB + 1, 256 * KIB, MIB - 1, MIB, MIB + 1, 2 * MIB + 12_345]
+reads = st.lists(
+    st.tuples(st.floats(0, 1.05), st.sampled_from([1, 352, 4096, 128 * KIB, 128 * KIB + 1, 700 * KIB])),
+    min_size=1,
+    max_size=12,
+)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    size=st.one_of(st.integers(1, 300 * KIB), st.integers(1, 2_500_000)),
+    size=st.sampled_from(EDGES) | st.integers(1, 3 * MIB),
     reads=reads,
     block_size=st.sampled_from([128 * KIB, 256 * KIB, MIB]),
     memory=st.sampled_from([0, 200 * KIB, 3 * MIB, 64 * MIB]),
@@ -46,7 +51,8 @@ def test_any_read_equals_the_slice(size, reads, block_size, memory, ranged, dige
     reader = BlockReader(archive, MemoryBlocks(memory), CONFIG, block_size)
     try:
         file = reader.open(the_file(archive))
-        for offset, length in reads:
+        for where, length in reads:
+            offset = int(where * size)
             assert reader.pread(file, offset, length) == data[offset : offset + length]
         reader.release(file)
     finally:
@@ -95,6 +101,7 @@ def test_threads_see_the_same_bytes_with_evictions_and_broken_bodies(seed, range
     reader.close()
     assert wrong == []
     assert faults or errors == []
+    assert not any(isinstance(error, TimedOut) for error in errors)
 
 
 def test_a_single_reader_from_a_server_without_ranges_opens_one_stream():

@@ -194,6 +194,7 @@ class BlockReader:
                         return count
                     continue
                 if leads:
+                    self._make_way(flight, transfer)
                     self._run(transfer)
                     with self._lock:
                         self._hold(flight)
@@ -216,6 +217,13 @@ class BlockReader:
         transfer.want_unlocked(stop, window)
         flight.add(transfer)
         return transfer
+
+    def _make_way(self, flight: Flight, transfer: Transfer) -> None:
+        """A stream that starts over will pass all that a paused one of the same file still could."""
+        if not self._slots.ranged:
+            for other in flight.transfers:
+                if other is not transfer and other.idle_since() is not None:
+                    other.stop()
 
     def _run(self, transfer: Transfer) -> None:
         """Send the request here; read a short body here too, a long one in a thread of its own."""

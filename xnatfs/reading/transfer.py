@@ -139,9 +139,11 @@ class Transfer:
 
     def idle_since(self) -> float | None:
         """When a paused transfer that nobody waits for was last wanted; None while it is of use."""
-        if not self.paused or self._flight.has_needs():
+        stream = self._stream
+        if not self.paused or stream is None:
             return None
-        return self._wanted_at
+        with self._cond:
+            return None if self._flight.needed_in(self.position, stream.stop) else self._wanted_at
 
     # --- for the one thread that runs it -----------------------------------------------------------------------
 
