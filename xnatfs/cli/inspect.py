@@ -64,7 +64,7 @@ def ls(sources: tuple[str, ...], long: bool, recursive: bool, as_json: bool, set
             while pending:
                 place = pending.pop()
                 with failures.counted(place):
-                    nodes, is_dir = _listed(place)
+                    nodes, is_dir = _listed(place, sizes=long or as_json)
                     if headings and is_dir:
                         _write(out, [("" if first else "\n") + _safe(place.path, terminal) + ":"])
                     first = False
@@ -179,7 +179,8 @@ class Failures:
             self.exit_code = 1
             sys.stdout.buffer.flush()
             invocation = click.get_current_context().find_root().ensure_object(Invocation)
-            report_error(f"{place.path}: {describe(exc)}", hint_for(exc, invocation))
+            why = describe(exc)
+            report_error(why if place.path in why else f"{place.path}: {why}", hint_for(exc, invocation))
 
 
 def copy_bytes(vfs: ArchiveVFS, path: str, write: Callable[[memoryview], object]) -> int:
@@ -205,10 +206,18 @@ def copy_bytes(vfs: ArchiveVFS, path: str, write: Callable[[memoryview], object]
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def _listed(place: Place) -> tuple[Sequence[Node], bool]:
-    """The nodes to show for a path, and whether it is a directory; a file shows itself."""
+def _listed(place: Place, sizes: bool) -> tuple[Sequence[Node], bool]:
+    """The nodes to show for a path, and whether it is a directory; a file shows itself.
+
+    With ``sizes``, those that the listing does not tell are asked for, one request each.
+    """
     node = place.vfs.lookup(place.path)
-    return (place.vfs.listdir(place.path), True) if node.is_dir else ((node,), False)
+    if not node.is_dir:
+        return (node,), False
+    nodes = place.vfs.listdir(place.path)
+    if sizes and any(node.size < 0 for node in nodes):
+        nodes = [node if node.size >= 0 else place.vfs.lookup(place.child(node.name).path) for node in nodes]
+    return nodes, True
 
 
 def _names(place: Place, nodes: Sequence[Node], is_dir: bool, terminal: bool) -> Iterable[str]:
