@@ -1,0 +1,56 @@
+"""Holds for every test: no warning goes unnoticed, no thread of ours outlives its test.
+
+A test that provokes a warning says so: ``expected_warnings.append("regular expression")``; one that then does not come
+fails the test as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+SETTLE_S = 8.0
+"""Threads get this long to end after a test: an idle transfer lets go after ``ReadConfig.idle_s``, 5 s by default."""
+
+
+class _Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+@pytest.fixture
+def expected_warnings() -> list[str]:
+    """Regular expressions for the warnings and errors that the test is about; each must be logged at least once."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_checked(expected_warnings: list[str]) -> Iterator[None]:
+    records = _Records()
+    logger = logging.getLogger("xnatfs")
+    logger.addHandler(records)
+    yield
+    logger.removeHandler(records)
+    unexpected = [text for text in records.messages if not any(re.search(each, text) for each in expected_warnings)]
+    missing = [each for each in expected_warnings if not any(re.search(each, text) for text in records.messages)]
+    assert not unexpected, f"logged without being expected: {unexpected}"
+    assert not missing, f"expected but not logged: {missing}"
+
+
+@pytest.fixture(autouse=True)
+def _threads_end() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    until = time.monotonic() + SETTLE_S
+    while leaked := [each for each in threading.enumerate() if each not in before and each.name.startswith("xnatfs")]:
+        assert time.monotonic() < until, f"threads still run {SETTLE_S} s after the test: {leaked}"
+        time.sleep(0.02)
