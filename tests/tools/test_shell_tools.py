@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.truth import TrueFile
+
 pytestmark = [pytest.mark.fuse, pytest.mark.tools]
 
 SESSION = "DEMO_001/DEMO_001_MR1"
@@ -39,7 +41,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_ls_shows_every_file_with_its_size(project: Path, truth: dict[str, tuple[int, str]]) -> None:
+def test_ls_shows_every_file_with_its_size(project: Path, truth: dict[str, TrueFile]) -> None:
     shown = {}
     folder = ""
     for line in run("ls", "-lR", "--time-style=+%s", project).splitlines():
@@ -48,20 +50,20 @@ def test_ls_shows_every_file_with_its_size(project: Path, truth: dict[str, tuple
         elif line.startswith("-"):
             _, _, _, _, size, _, name = line.split(maxsplit=6)
             shown[str(Path(folder, name).relative_to(project))] = int(size)
-    assert shown == {path: size for path, (size, _) in truth.items()}
+    assert shown == {path: file.size for path, file in truth.items()}
 
 
-def test_find_names_every_file(project: Path, truth: dict[str, tuple[int, str]]) -> None:
+def test_find_names_every_file(project: Path, truth: dict[str, TrueFile]) -> None:
     found = run("find", ".", "-type", "f", cwd=project).splitlines()
     assert sorted(found) == sorted(f"./{path}" for path in truth)
 
 
-def test_cp_copies_every_byte(project: Path, truth: dict[str, tuple[int, str]], tmp_path: Path) -> None:
+def test_cp_copies_every_byte(project: Path, truth: dict[str, TrueFile], tmp_path: Path) -> None:
     run("cp", "-r", project, tmp_path / "copy")
-    assert digests(tmp_path / "copy") == {path: md5 for path, (_, md5) in truth.items()}
+    assert digests(tmp_path / "copy") == {path: file.md5 for path, file in truth.items()}
 
 
-def test_tar_holds_every_byte(project: Path, truth: dict[str, tuple[int, str]], tmp_path: Path) -> None:
+def test_tar_holds_every_byte(project: Path, truth: dict[str, TrueFile], tmp_path: Path) -> None:
     run("tar", "-C", project, "-cf", tmp_path / "project.tar", ".")
     with tarfile.open(tmp_path / "project.tar") as archive:
         held = {}
@@ -70,14 +72,14 @@ def test_tar_holds_every_byte(project: Path, truth: dict[str, tuple[int, str]], 
                 body = archive.extractfile(member)
                 assert body is not None
                 held[member.name[2:]] = hashlib.md5(body.read(), usedforsecurity=False).hexdigest()
-    assert held == {path: md5 for path, (_, md5) in truth.items()}
+    assert held == {path: file.md5 for path, file in truth.items()}
 
 
 def test_rsync_copies_every_byte_and_then_finds_nothing_to_do(
-    project: Path, truth: dict[str, tuple[int, str]], tmp_path: Path
+    project: Path, truth: dict[str, TrueFile], tmp_path: Path
 ) -> None:
     run("rsync", "-a", f"{project}/", tmp_path / "copy")
-    assert digests(tmp_path / "copy") == {path: md5 for path, (_, md5) in truth.items()}
+    assert digests(tmp_path / "copy") == {path: file.md5 for path, file in truth.items()}
     assert run("rsync", "-a", "--itemize-changes", f"{project}/", tmp_path / "copy") == ""
 
 
@@ -104,4 +106,4 @@ def test_dcm2niix_converts_a_folder(project: Path, tmp_path: Path) -> None:
     (image,) = tmp_path.glob("*.nii")
     (sidecar,) = tmp_path.glob("*.json")
     assert image.stat().st_size == 352 + 64 * 64 * 24 * 2  # 24 slices of 64 x 64 pixels of 16 bits
-    assert json.loads(sidecar.read_text(encoding="utf-8"))["SeriesDescription"] == "T1w_MPRAGE"
+    assert json.loads(sidecar.read_text(encoding="utf-8"))["SeriesDescription"] == "T1w MPRAGE"

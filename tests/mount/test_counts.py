@@ -1,0 +1,113 @@
+"""What travels, counted at the server: a header does not cost a file, and nothing is fetched twice (contract 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounting import Mount, mounted
+from tests.helpers.server import DemoServer, Record
+
+pytestmark = pytest.mark.fuse
+
+MIB = 1024 * 1024
+SCANS = "BIG/BIG_1/BIG_1_MR/scans"
+HUNDRED = f"{SCANS}/3-bold100m/NIFTI/bold_100m.nii"
+HALF_GIGABYTE = f"{SCANS}/2-bold500m/NIFTI/bold_500m.nii"
+READERS = 16
+
+
+@pytest.fixture
+def server() -> Iterator[DemoServer]:
+    with DemoServer() as server:
+        yield server
+
+
+def data_requests(server: DemoServer) -> list[Record]:
+    """Requests for file content so far, those under way included: a paused stream stays open for a while."""
+    return [record for record in server.log()["requests"] if "/files/" in record["path"]]
+
+
+def settled_bytes(server: DemoServer) -> int:
+    """Bytes of file content sent, once that number has stood still: a stream runs on a little after its reader."""
+    sent, since = -1, time.monotonic()
+    while time.monotonic() - since < 1.0:
+        now = sum(record["sent"] for record in data_requests(server))
+        if now != sent:
+            sent, since = now, time.monotonic()
+        time.sleep(0.1)
+    return sent
+
+
+def true_md5(server: DemoServer, name: str) -> str:
+    (row,) = [row for row in server.truth("BIG", md5="all") if row["name"] == name]
+    return str(row["md5"])
+
+
+def head(path: Path, size: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.read(size)
+
+
+def test_a_header_costs_little_of_a_large_file_without_range(server: DemoServer, tmp_path: Path) -> None:
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        assert (mount.path / HUNDRED).stat().st_size > 95 * MIB
+        assert len(head(mount.path / HUNDRED, 352)) == 352
+        assert len(data_requests(server)) == 1
+        assert 352 <= settled_bytes(server) <= 1_500_000
+
+
+def test_a_header_costs_a_quarter_of_a_megabyte_with_range(server: DemoServer, tmp_path: Path) -> None:
+    server.switch(range=True)
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        assert len(head(mount.path / HUNDRED, 352)) == 352
+        assert 352 <= settled_bytes(server) <= 256 * 1024
+
+
+def test_sixteen_readers_of_one_cold_file_fetch_it_once(server: DemoServer, tmp_path: Path) -> None:
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        path = mount.path / HALF_GIGABYTE
+        size = path.stat().st_size
+        commands = [["md5sum", path], *([["sh", "-c", 'cat "$0" | wc -c', path]] * (READERS - 1))]
+        readers = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+        outputs = [reader.communicate(timeout=100)[0].split()[0] for reader in readers]
+        assert [reader.returncode for reader in readers] == [0] * READERS
+        assert outputs[0].decode() == true_md5(server, "bold_500m.nii")
+        assert outputs[1:] == [str(size).encode()] * (READERS - 1)
+        assert len(data_requests(server)) == 1
+        assert settled_bytes(server) <= 1.05 * size
+
+
+def test_reading_again_after_a_remount_asks_for_no_data(server: DemoServer, tmp_path: Path) -> None:
+    mount = Mount(server.url, tmp_path, user="demo", password="demo")
+    mount.start()
+    try:
+        first = hashlib.md5((mount.path / HUNDRED).read_bytes()).hexdigest()
+        mount.stop()
+        server.clear_log()
+        mount.start()
+        again = hashlib.md5((mount.path / HUNDRED).read_bytes()).hexdigest()
+    finally:
+        mount.stop()
+    assert first == again == true_md5(server, "bold_100m.nii")
+    assert data_requests(server) == []
+
+
+def test_a_session_of_2000_files_lists_in_four_requests_and_then_in_none(tmp_path: Path) -> None:
+    with DemoServer(sample="full") as server, mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        session = mount.path / server.session_of_2000
+        os.listdir(session.parent)
+        server.clear_log()
+        done = subprocess.run(["ls", "-lR", session], capture_output=True, text=True, check=True)
+        assert sum(line.startswith("-") for line in done.stdout.splitlines()) == 2000
+        assert len(server.requests()) <= 4
+        server.clear_log()
+        again = subprocess.run(["ls", "-lR", session], capture_output=True, text=True, check=True)
+        assert again.stdout == done.stdout
+        assert server.requests() == []
