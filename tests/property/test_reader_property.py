@@ -6,13 +6,14 @@ import random
 import threading
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import KIB, MIB, ReadConfig
-from xnatfs.errors import ArchiveError, TimedOut, Unavailable
+from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
 from xnatfs.reading.reader import BlockReader
 
 CONFIG = ReadConfig(max_window=MIB, idle_s=0.05, timeout_s=5.0)
@@ -61,7 +62,10 @@ def test_any_read_equals_the_slice(size, reads, block_size, memory, ranged, dige
 
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), ranged=st.booleans(), memory=st.sampled_from([500 * KIB, 64 * MIB]), faults=st.booleans()
+    seed=st.integers(0, 10_000),
+    ranged=st.booleans(),
+    memory=st.sampled_from([500 * KIB, 64 * MIB]),
+    faults=st.booleans(),
 )
 def test_threads_see_the_same_bytes_with_evictions_and_broken_bodies(seed, ranged, memory, faults):
     rng = random.Random(seed)
@@ -104,9 +108,10 @@ def test_threads_see_the_same_bytes_with_evictions_and_broken_bodies(seed, range
     assert not any(isinstance(error, TimedOut) for error in errors)
 
 
-def test_a_single_reader_from_a_server_without_ranges_opens_one_stream():
+@pytest.mark.parametrize("chunk_size", [10_007, 200_000, MIB])
+def test_a_single_reader_from_a_server_without_ranges_opens_one_stream(chunk_size):
     data = content(5 * MIB + 17)
-    archive = MemoryArchive({"f": data}, ranged=False)
+    archive = MemoryArchive({"f": data}, ranged=False, chunk_size=chunk_size)
     reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)
     file = reader.open(the_file(archive))
     got = b"".join(reader.pread(file, at, 128 * KIB) for at in range(0, len(data), 128 * KIB))
@@ -178,10 +183,6 @@ def test_random_reads_from_a_ranged_archive_move_at_most_a_grain_or_two_each():
 
 
 def test_a_changed_file_is_stale_for_the_old_handle_and_new_for_the_next():
-    import pytest
-
-    from xnatfs.errors import StaleContent
-
     old, new = content(3 * MIB, 1), content(3 * MIB, 2)
     archive = MemoryArchive({"f": old}, ranged=True)
     cache = MemoryBlocks(64 * MIB)
@@ -202,10 +203,6 @@ def test_a_changed_file_is_stale_for_the_old_handle_and_new_for_the_next():
 
 
 def test_a_wrong_digest_is_an_error_and_nothing_of_it_is_kept():
-    import pytest
-
-    from xnatfs.errors import CorruptContent
-
     data = content(300 * KIB)
     archive = MemoryArchive({"f": data}, ranged=False)
     reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)

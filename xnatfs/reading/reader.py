@@ -151,8 +151,8 @@ class BlockReader:
         return self._config.max_window // max(1, self._slots.count // 2)
 
     def _is_ahead(self, flight: Flight, at: int) -> bool:
-        """Whether looking in the cache is a waste: the file was cold, and its transfer has not come to ``at`` yet."""
-        return flight.cold and any(transfer.position <= at for transfer in flight.transfers)
+        """Whether looking in the cache is a waste: the file was cold, and its transfer has not kept ``at`` yet."""
+        return flight.cold and any(transfer.front <= at for transfer in flight.transfers)
 
     def _from_cache(self, flight: Flight, at: int, target: memoryview) -> int:
         """Copy what one cached block or grain holds at ``at``; 0 when neither is there."""
@@ -211,10 +211,8 @@ class BlockReader:
     def _new_transfer(self, flight: Flight, at: int, stop: int, window: int) -> Transfer:
         """Under the flight's condition."""
         transfer = Transfer(flight, self._archive, self._cache, self._config, self._block_size, self._slots)
-        transfer.start = at // GRAIN * GRAIN
-        transfer.asked_stop = request_stop(transfer.start, stop, flight.size, window)
-        transfer.position = transfer.start
-        transfer.want_unlocked(stop, window)
+        start = at // GRAIN * GRAIN
+        transfer.begin(start, request_stop(start, stop, flight.size, window), stop, window)
         flight.add(transfer)
         return transfer
 

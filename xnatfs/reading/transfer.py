@@ -96,9 +96,14 @@ class Transfer:
         stream = self._stream
         if stream is None:  # not answered yet
             return not ranged or self.start <= at < self.asked_stop
-        if not self.position <= at < stream.stop:
+        if not self._piece_start <= at < stream.stop:  # not position: the read may straddle it
             return False
         return not stream.ranged or at - self.position <= far
+
+    @property
+    def front(self) -> int:
+        """Offset of the piece being filled: what lies before has been kept."""
+        return self._piece_start
 
     def current(self, start: int, stop: int) -> memoryview | None:
         """Under the condition: bytes of the piece being filled, if [start, stop) or the rest of that piece is there."""
@@ -123,8 +128,10 @@ class Transfer:
                 if self.paused:
                     self._cond.notify_all()
 
-    def want_unlocked(self, stop: int, window: int) -> None:
-        """The first demand, before anyone else knows this transfer."""
+    def begin(self, start: int, asked_stop: int, stop: int, window: int) -> None:
+        """What to ask for, and the first demand: a reader at [start, stop). Before anyone else knows this transfer."""
+        self.start = self.position = self._piece_start = start
+        self.asked_stop = asked_stop
         self._wanted = stop
         self._limit = stop + max(window, GRAIN)
 
