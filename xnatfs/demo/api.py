@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from xnatfs.demo import documents, listings, schema, selection, tables, zips
 from xnatfs.demo.auth import GUEST, Gate, Login, Refused
 from xnatfs.demo.listings import QueryFailed
-from xnatfs.demo.records import Archive, File, Holder
+from xnatfs.demo.records import Archive, File, Holder, Project
 from xnatfs.demo.replies import Reply, error, home_page, plain
-from xnatfs.demo.sending import Body, Piece
 from xnatfs.demo.selection import Forbidden, NotFound, Selection
+from xnatfs.demo.sending import Body, Piece
 
 VERSION = "1.8.10"
 _TYPES = {
@@ -234,7 +234,7 @@ class Api:
                 rows += listings.reconstruction_rows(experiment, images)
         return kind, rows
 
-    def _shares(self, chosen: Selection, user: str) -> list[listings.Project]:
+    def _shares(self, chosen: Selection, user: str) -> list[Project]:
         thing = chosen.experiment or chosen.subject
         assert thing is not None
         places = [self.archive.projects[p] for p in (thing.project, *thing.shares)]
@@ -310,7 +310,7 @@ class Api:
         outer, _, inner = chosen.path.partition(mark)
         chosen.path = outer + mark[:-1]
         _, file = selection.find_file(chosen, _everything(question))
-        data = zips.zip_member(file.content, selection.unquote(inner))
+        data = zips.zip_member(file.content, unquote(inner))
         if data is None:
             raise NotFound("Unable to find the member.")
         whole = data
@@ -390,5 +390,3 @@ def _since(header: str | None, mtime_s: int) -> bool | None:
         return mtime_s <= parsedate_to_datetime(header).timestamp()
     except ValueError:
         return None
-
-

@@ -25,7 +25,7 @@ OPEN_PATHS = re.compile(
 )
 
 
-class Refused(Exception):  # noqa: N818 - an outcome, not a fault
+class Refused(Exception):
     """The request may not go on: 401, or a redirect to the login page for a browser."""
 
     def __init__(self, reason: str, redirect: bool = False) -> None:

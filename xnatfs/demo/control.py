@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +79,7 @@ class Control:
             "guests": state.gate.guests,
             "session_timeout_s": state.gate.session_timeout_s,
             "max_sessions": state.gate.max_sessions,
-            "faults": [
-                {"match": f.match, "kind": f.kind, "at": f.at, "times": f.times} for f in state.faults.faults
-            ],
+            "faults": [{"match": f.match, "kind": f.kind, "at": f.at, "times": f.times} for f in state.faults.faults],
         }
 
     def _switch(self, wanted: dict[str, Any]) -> None:

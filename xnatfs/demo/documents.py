@@ -179,7 +179,19 @@ def to_xml(item: Item) -> bytes:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{_element(item, tag, NAMESPACES)}\n'.encode()
 
 
-_ATTRIBUTES = {"ID", "project", "label", "secondary_ID", "modality", "type", "UID", "group", "URI", "file_count", "file_size"}
+_ATTRIBUTES = {
+    "ID",
+    "project",
+    "label",
+    "secondary_ID",
+    "modality",
+    "type",
+    "UID",
+    "group",
+    "URI",
+    "file_count",
+    "file_size",
+}
 _HIDDEN = {"xnat_abstractresource_id", "xnat_imagescandata_id"}
 
 
@@ -225,9 +237,8 @@ def _entry(file: File) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(file.mtime_s))
     uri, name = quoteattr(file.path), quoteattr(file.name)
     digest = f' digest="{file.listed_digest}"' if file.listed_digest else ""
+    times = f'createdTime="{when}" modifiedTime="{when}" createdBy="demo"'
     return (
-        f'<cat:entry ID={uri} URI={uri} name={name}{digest} createdTime="{when}" modifiedTime="{when}" createdBy="demo">'
+        f"<cat:entry ID={uri} URI={uri} name={name}{digest} {times}>"
         f'<cat:metaFields><cat:metaField name="SIZE">{file.listed_size}</cat:metaField></cat:metaFields></cat:entry>'
     )
-
-

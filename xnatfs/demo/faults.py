@@ -150,7 +150,9 @@ def _multipart(fault: Fault, reply: Reply, range_header: str) -> Reply:
     whole = reply.whole or reply.body
     length = whole.length or 0
     first = b"".join(bytes(p) for p in whole.pieces(0, min(length, 1000)))
-    head = f"--PART\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes 0-{len(first) - 1}/{length}\r\n\r\n"
+    head = (
+        f"--PART\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes 0-{len(first) - 1}/{length}\r\n\r\n"
+    )
     data = head.encode() + first + b"\r\n--PART--\r\n"
     return Reply(206, {"Content-Type": "multipart/byteranges; boundary=PART"}, of_bytes(data))
 

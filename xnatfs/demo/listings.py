@@ -36,7 +36,7 @@ RESOURCE_COLUMNS = (
 DEFAULT_PAGE = 100  # rows, once either limit or offset is given
 
 
-class QueryFailed(Exception):  # noqa: N818 - what a 500 says
+class QueryFailed(Exception):
     """XNAT's query builder gives up on these columns."""
 
 
@@ -290,7 +290,7 @@ def arrange(kind: Kind, rows: list[Row], query: Mapping[str, str]) -> Table:
     if kind.pages and ("limit" in query or "offset" in query):
         start = _number(query.get("offset"), 0)
         rows, total = rows[start : start + _number(query.get("limit"), DEFAULT_PAGE)], False
-    return Table(columns, [{c: row.get(source, "") for c, source in columns.items()} for row in rows], "", total)
+    return Table(list(columns), [{c: row.get(source, "") for c, source in columns.items()} for row in rows], "", total)
 
 
 def _columns(kind: Kind, rows: list[Row], asked: list[str]) -> tuple[dict[str, str], list[Row]]:
@@ -330,7 +330,7 @@ def _within(value: str, span: str) -> bool:
     first, _, last = span.partition("-")
     bounds = []
     for american in (first, last):
-        month, day, year = (american.split("/") + ["", ""])[:3]
+        month, day, year = [*american.split("/"), "", ""][:3]
         bounds.append(f"{year}-{month}-{day}")
     return bool(value) and bounds[0] <= value <= bounds[1]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from xnatfs.demo.contents import Content
 
 INSERTED = "2024-03-05 10:20:30.123"
+MAX_MADE = 64  # sessions of the largest project held at once
 MTIME_S = 1_709_634_030  # 2024-03-05 10:20:30 UTC: one fixed day, so that two servers agree on every header
 
 
@@ -97,7 +98,7 @@ class Images:
 class Experiment:
     """An experiment; XNAT's word for an imaging session too."""
 
-    def __init__(  # noqa: PLR0913 - a record's fields
+    def __init__(
         self,
         id_: str,
         label: str,
@@ -121,15 +122,24 @@ class Experiment:
         self.fields = fields or {}
         self.shares = shares or {}  # guest project -> label there ("" keeps the owner's)
         self.last_modified = INSERTED
+        self.keep = True  # False: made anew when it has fallen out of the few most recently used
         self._make = make
         self._images: Images | None = None if make else Images()
 
     @property
     def images(self) -> Images:
-        if self._images is None:
+        images = self._images
+        if images is None:
             assert self._make is not None
-            self._images = self._make()
-        return self._images
+            images = self._images = self._make()
+            if not self.keep:
+                self._forget_oldest()
+        return images
+
+    def _forget_oldest(self) -> None:
+        _made.append(self)
+        if len(_made) > MAX_MADE:
+            _made.pop(0)._images = None
 
     def label_in(self, project: str) -> str:
         return self.shares.get(project) or self.label
@@ -171,6 +181,9 @@ class Project:
         return self.access == "public" or user in self.members
 
 
+_made: list[Experiment] = []  # sessions that may be forgotten, oldest first; event loop and truth thread only append
+
+
 class Archive:
     """Every record, with XNAT's ways of finding one."""
 
@@ -178,6 +191,7 @@ class Archive:
         self.projects: dict[str, Project] = {}
         self.subjects: dict[str, Subject] = {}
         self.experiments: dict[str, Experiment] = {}
+        self.assessors: dict[str, str] = {}  # image assessor ID -> its session's ID
         self.resource_ids = itertools.count(101)
         self.scan_pks = itertools.count(9001)
 

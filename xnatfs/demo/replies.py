@@ -41,7 +41,8 @@ def plain(text: str | bytes, content_type: str = "text/plain", status: int = 200
 
 def error(status: int, message: str) -> Reply:
     """An HTML page: never to be parsed, only its status counts."""
-    page = f"<html>\n<head>\n   <title>Status page</title>\n</head>\n<body>\n<h3>{html.escape(message)}</h3>\n</body>\n</html>\n"
+    head = "<head>\n   <title>Status page</title>\n</head>"
+    page = f"<html>\n{head}\n<body>\n<h3>{html.escape(message)}</h3>\n</body>\n</html>\n"
     reply = plain(page, "text/html", status)
     if status == 401:
         reply.headers["WWW-Authenticate"] = 'Basic realm="Sample archive"'
@@ -51,5 +52,6 @@ def error(status: int, message: str) -> Reply:
 def home_page(user: str, guest: bool) -> Reply:
     name = html.escape(user)
     who = '<span style="color:red;">Guest</span>' if guest else f'&nbsp;<a href="/app/template/Profile.vm">{name}</a>'
-    page = f'<html><head><title>Sample archive</title></head><body><span id="user_info">Logged in as: {who}</span></body></html>\n'
+    body = f'<span id="user_info">Logged in as: {who}</span>'
+    page = f"<html><head><title>Sample archive</title></head><body>{body}</body></html>\n"
     return plain(page, "text/html")

@@ -54,11 +54,12 @@ class Numbers:
     """Resource ids and scan keys of one experiment: site-wide unique, the same on every run."""
 
     def __init__(self, first: int) -> None:
+        self.first = first
         self._resources = itertools.count(first)
         self._scans = itertools.count(first)
 
-    def resource(self, label: str, files: Iterable[File], **more: str) -> Resource:
-        return Resource(next(self._resources), label, list(files), **more)
+    def resource(self, label: str, files: Iterable[File], side: str = "", format: str = "") -> Resource:
+        return Resource(next(self._resources), label, list(files), side, format)
 
     def scan(self, id_: str, type_: str, xsi: str, *resources: Resource, **more: str) -> Scan:
         return Scan(next(self._scans), id_, type_, xsi, resources=list(resources), **more)
@@ -91,6 +92,16 @@ def small() -> Archive:
     _odd_experiments(archive, numbers)
     _closed_experiments(archive, numbers)
     _big_experiments(archive, numbers)
+    archive.assessors.update({"XNAT_A00001": "XNAT_E00001", "XNAT_A00020": "XNAT_E00020"})
+    return archive
+
+
+def full() -> Archive:
+    """The ordinary sample and projects of many files."""
+    from xnatfs.demo import bulk
+
+    archive = small()
+    bulk.add(archive)
     return archive
 
 
@@ -353,7 +364,9 @@ def _odd_session(n: Numbers) -> Images:
         n.scan("8", "..", mr, n.resource("DICOM", [text("dots.txt", "type is two dots\n")])),
         n.scan("9", "no resources", mr),
     ]
-    assessors = [Assessor("XNAT_A00020", "", "xnat:qcAssessmentData", "", [n.resource("x", [text("x.txt", "x\n")])])]
+    assessors = [
+        Assessor("XNAT_A00020", "", "xnat:qcAssessmentData", "", [n.resource("x", [text("x.txt", "x\n")], "out")])
+    ]
     return Images(scans, assessors, [], resources)
 
 
@@ -363,11 +376,10 @@ def _closed_experiments(archive: Archive, numbers: Iterator[Numbers]) -> None:
         ("XNAT_E00031", "PRIV_1_MR", "PRIVATE", "XNAT_S00007"),
     ):
         n = next(numbers)
-        images = Images([n.scan("1", "T1w", "xnat:mrScanData", n.resource("NIFTI", [text("a.nii", b"\0" * 352)]))])
-        _add(
-            archive,
-            Experiment(id_, label, project, subject, "xnat:mrSessionData", "2024-01-01", make=lambda kept=images: kept),
-        )
+        experiment = Experiment(id_, label, project, subject, "xnat:mrSessionData", "2024-01-01")
+        resource = n.resource("NIFTI", [text("a.nii", b"\0" * 352)])
+        experiment.images.scans.append(n.scan("1", "T1w", "xnat:mrScanData", resource))
+        _add(archive, experiment)
 
 
 def _big_experiments(archive: Archive, numbers: Iterator[Numbers]) -> None:

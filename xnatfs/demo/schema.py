@@ -102,7 +102,8 @@ XDAT = (
     '<?xml version="1.0" encoding="UTF-8"?>\n'
     '<xs:schema targetNamespace="http://nrg.wustl.edu/security" xmlns:xdat="http://nrg.wustl.edu/security" '
     'xmlns:xs="http://www.w3.org/2001/XMLSchema" elementFormDefault="qualified">\n'
-    '<xs:complexType name="user"><xs:sequence><xs:element name="login" type="xs:string"/></xs:sequence></xs:complexType>\n'
+    '<xs:complexType name="user"><xs:sequence><xs:element name="login" type="xs:string"/></xs:sequence>'
+    "</xs:complexType>\n"
     "</xs:schema>\n"
 )
 
@@ -127,7 +128,8 @@ def _complex_type(name: str) -> str:
     base, attributes, elements = _TYPES[name]
     note = ""
     if name in _LABELLED:
-        note = f'<xs:annotation><xs:appinfo><xdat:element displayIdentifiers="{_LABELLED[name]}"/></xs:appinfo></xs:annotation>'
+        note = f'<xdat:element displayIdentifiers="{_LABELLED[name]}"/>'
+        note = f"<xs:annotation><xs:appinfo>{note}</xs:appinfo></xs:annotation>"
     inner = "<xs:sequence>" + "".join(_element(*element) for element in elements) + "</xs:sequence>"
     inner += "".join(f'<xs:attribute name="{a}" type="xs:string"/>' for a in attributes)
     if base:

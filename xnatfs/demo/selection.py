@@ -7,7 +7,7 @@ route variables; XNAT itself decodes scan and reconstruction IDs only).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_plus
 
@@ -32,11 +32,11 @@ LEAVES = ("resources", "files")
 AREAS = ("scans", "assessors", "reconstructions")
 
 
-class NotFound(Exception):  # noqa: N818 - an outcome
+class NotFound(Exception):
     """404 with this message."""
 
 
-class Forbidden(Exception):  # noqa: N818 - an outcome
+class Forbidden(Exception):
     """403 with this message."""
 
 
@@ -54,7 +54,7 @@ class Selection:
     subject: Subject | None = None
     experiments: list[Experiment] = field(default_factory=list)
     area: str = ""
-    items: list[Scan] | list[Assessor] | list[Reconstruction] = field(default_factory=list)
+    items: list[Scan | Assessor | Reconstruction] = field(default_factory=list)
     side: str = ""
     resource_keys: list[str] = field(default_factory=list)
     path: str = ""  # behind /files/, as sent
@@ -163,14 +163,12 @@ class Router:
 
     def _take_assessor(self, selection: Selection, key: str) -> bool:
         """An image assessor is an experiment too: /experiments/ASSESSOR_ID answers."""
-        if not key.startswith("XNAT_A"):
+        experiment = self._archive.experiments.get(self._archive.assessors.get(key, ""))
+        if experiment is None or not self._archive.experiment_readable(experiment, self._user):
             return False
-        for experiment in self._archive.experiments.values():
-            found = [a for a in experiment.images.assessors if a.id == key]
-            if found and self._archive.experiment_readable(experiment, self._user):
-                selection.experiments, selection.area, selection.items = [experiment], "assessors", found
-                return True
-        return False
+        selection.experiments, selection.area = [experiment], "assessors"
+        selection.items = [*(a for a in experiment.images.assessors if a.id == key)]
+        return True
 
     def _take_experiments(self, selection: Selection, keys: str) -> None:
         project = selection.project.id if selection.project else None
@@ -186,8 +184,8 @@ class Router:
         if not rest:
             selection.what = area
             return selection
-        pick = {"scans": _pick_scans, "assessors": _pick_assessors, "reconstructions": _pick_reconstructions}[area]
-        selection.items = [item for e in selection.experiments for item in pick(e, rest[0])]  # type: ignore[assignment]
+        for experiment in selection.experiments:
+            selection.items += _pick(experiment, area, rest[0])
         if not selection.items:
             raise NotFound(f"Unable to identify {area} {rest[0]}.")
         return self._sided_leaf(selection, rest[1:])
@@ -208,6 +206,12 @@ class Router:
             selection.resource_keys = rest[1].split(",")
             selection.what = "files" if len(rest) > 2 and rest[2] == "files" else "resource"
         return selection
+
+
+def _pick(experiment: Experiment, area: str, key: str) -> Sequence[Scan | Assessor | Reconstruction]:
+    if area == "scans":
+        return _pick_scans(experiment, key)
+    return _pick_assessors(experiment, key) if area == "assessors" else _pick_reconstructions(experiment, key)
 
 
 def _pick_scans(experiment: Experiment, key: str) -> list[Scan]:

@@ -26,7 +26,7 @@ class ClientGone(ConnectionError):
     """The client closed or reset the connection before the body's end."""
 
 
-class CutShort(Exception):  # noqa: N818 - an outcome
+class CutShort(Exception):
     """A fault ended the body; the connection must not be used again."""
 
     def __init__(self, reset: bool) -> None:

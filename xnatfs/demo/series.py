@@ -83,7 +83,7 @@ def _template(rows: int) -> bytes:
 
     dataset = pydicom.dcmread(io.BytesIO(dicom_sample("MR_small.dcm").read()))
     _name_slice(dataset, 1, 1, 1, "made on the fly")
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = _PLACE_UID
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID(_PLACE_UID)
     dataset.SeriesInstanceUID = _PLACE_SERIES
     dataset.InstanceNumber = _PLACE_NUMBER
     dataset.ImagePositionPatient = ["-80.0", "-80.0", _PLACE_POSITION]

@@ -49,7 +49,8 @@ def to_xml(table: Table) -> bytes:
         cells = "".join(f"<cell>{html.escape(row.get(c, ''))}</cell>" for c in table.columns)
         lines.append(f"<row>{cells}</row>\n")
     title = f"<title>{html.escape(table.title)}</title>" if table.title else ""
-    body = f"<ResultSet>{title}<results>\n<columns>{columns}</columns>\n<rows>\n{''.join(lines)}</rows></results></ResultSet>"
+    results = f"<columns>{columns}</columns>\n<rows>\n{''.join(lines)}</rows>"
+    body = f"<ResultSet>{title}<results>\n{results}</results></ResultSet>"
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'.encode()
 
 
