@@ -47,7 +47,8 @@ def site_listing(projects: Iterable[Row], config: TreeConfig) -> Listing:
 def project_listing(project: str, subjects: Iterable[Row], experiments: Iterable[Row], config: TreeConfig) -> Listing:
     """A project's subjects and, below each, its experiments: shared ones under the label that the project gives them.
 
-    An experiment shared without its subject names a subject that the subject list does not have: it is added.
+    An experiment shared without its subject names a subject that the subject list does not have: it is added, without
+    ``resources``, which this project may not see.
     """
     top = f"/data/projects/{project}"
     by_subject: dict[str, list[Entry]] = {}
@@ -56,6 +57,7 @@ def project_listing(project: str, subjects: Iterable[Row], experiments: Iterable
         if subject := row.get("id", ""):
             labels[subject] = row
             by_subject[subject] = []
+    listed = set(by_subject)
     for row in experiments:
         subject = row.get("subject_id", "")
         if not row.get("id") or not subject:
@@ -65,7 +67,8 @@ def project_listing(project: str, subjects: Iterable[Row], experiments: Iterable
     children: dict[str, tuple[Entry, ...]] = {}
     for subject, entries in by_subject.items():
         key = f"{top}/subjects/{subject}"
-        children[key] = (_resources_of(key, item_time_ns(labels[subject])), *entries)
+        own = (_resources_of(key, item_time_ns(labels[subject])),) if subject in listed else ()
+        children[key] = (*own, *entries)
     children[top] = (
         _resources_of(top),
         *(
