@@ -71,6 +71,12 @@ PAUSE_S = 2.0
 # The file system's free space, and whether the directory is still the one that was opened, are looked at this often.
 LOOK_S = 1.0
 
+# The database's log is folded in at this length, in place of 4 MiB: small caps have no room for that.
+LOG_PAGES = 256
+
+# What the log grows by with the next block (some 10 pages), and its index of 32 KiB.
+LOG_SLACK_BYTES = 128 * 1024
+
 # Waiting for another process's transaction. Those take milliseconds; longer means trouble, and the block is not kept.
 BUSY_S = 5.0
 
@@ -170,6 +176,7 @@ class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
             )
             for pragma in ("cache_size", "mmap_size", "synchronous"):
                 self._shared.execute(f"PRAGMA {pragma} = {SETTINGS[f'sqlite_{pragma}']}").fetchall()
+            self._shared.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}").fetchall()
         return self._shared
 
     def close(self) -> None:
@@ -193,7 +200,7 @@ class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
             log_bytes = os.stat(f"{self._path}-wal").st_size
         except OSError:
             log_bytes = 0
-        return int(super().volume()) + log_bytes
+        return int(super().volume()) + log_bytes + LOG_SLACK_BYTES
 
     def book(self, name: str, value: _Booking | bytes, tag: str, size: int, limit: int) -> int:
         """Enter a block or note if ``size`` more bytes stay within ``limit``; returns the bytes missing, else 0."""
@@ -388,9 +395,10 @@ class DiskBlocks:
         with self._tolerant("reading a note"):
             if self._open():
                 with self._lock:
-                    raw = self._books.note(f"{tag}-note") if self._books else None
+                    raw = self._books.note(f"{tag}-note") if self._books is not None else None
         if raw is None or SUM.pack(xxh3_64_intdigest(tag.encode() + raw[SUM.size :])) != raw[: SUM.size]:
             return None
+        self._note_use(tag)
         return raw[SUM.size :].decode("utf-8", "surrogatepass")
 
     def put_note(self, content: ContentId, note: str) -> None:
@@ -429,7 +437,7 @@ class DiskBlocks:
         with self._lock:
             self._closed = True
             self._readable = False
-            if self._books:
+            if self._books is not None:
                 self._books.close()
                 self._books = None
 
@@ -438,7 +446,7 @@ class DiskBlocks:
         with self._tolerant("measuring"):
             if self._open():
                 with self._lock:
-                    return self._books.volume() if self._books else 0
+                    return self._books.volume() if self._books is not None else 0
         return 0
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -486,7 +494,7 @@ class DiskBlocks:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             with self._lock, contextlib.suppress(sqlite3.Error):
-                if self._books:
+                if self._books is not None:
                     self._books.strike(name)
             raise
         with self._lock:
@@ -507,10 +515,10 @@ class DiskBlocks:
             freed += self._evict_contents(wanted - freed, held)
         if freed < wanted:
             with self._lock:
-                rows = self._books.oldest_rows(wanted - freed) if self._books else []
+                rows = self._books.oldest_rows(wanted - freed) if self._books is not None else []
             freed += self._remove(rows)
         with self._lock:
-            if self._books:
+            if self._books is not None:
                 self._books.shrink()
         self._spare_bytes += freed
         log.debug("made room: %d bytes freed of %d wanted", freed, wanted)
@@ -518,13 +526,13 @@ class DiskBlocks:
 
     def _evict_contents(self, wanted: int, spared: set[str]) -> int:
         with self._lock:
-            tags = self._books.oldest_contents(wanted, spared) if self._books else []
+            tags = self._books.oldest_contents(wanted, spared) if self._books is not None else []
         return self._remove(self._rows_of(tags))
 
     def _rows_of(self, tags: Iterable[str]) -> Iterator[int]:
         for tag in tags:
             with self._lock:
-                rows = self._books.rows_of(tag) if self._books else []
+                rows = self._books.rows_of(tag) if self._books is not None else []
             yield from rows
 
     def _remove(self, rows: Iterable[int]) -> int:
@@ -564,9 +572,8 @@ class DiskBlocks:
         if now < self._write_after or not self._open():
             return False
         if now >= self._look_after:
-            self._look_after = now + LOOK_S
             with self._lock:
-                if self._books and not self._books.is_in_place():
+                if self._books is not None and not self._books.is_in_place():
                     self._books.close()
                     self._books = None
             if not self._open():
@@ -574,6 +581,7 @@ class DiskBlocks:
             _make_subdirectory(f"{self._root}/{WRITING}")
             disk = os.statvfs(self._root)
             self._spare_bytes = int(disk.f_frsize * (disk.f_bavail - self._min_free * disk.f_blocks))
+            self._look_after = now + LOOK_S  # last: until then other threads look for themselves
         return True
 
     def _open(self) -> bool:
@@ -654,7 +662,7 @@ class DiskBlocks:
         with self._lock:
             self._open_after = self._write_after
             self._suspect |= not isinstance(exc, sqlite3.OperationalError) or _is_foreign(exc)
-            if self._books:
+            if self._books is not None:
                 with contextlib.suppress(sqlite3.Error):
                     self._books.close()
                 self._books = None
