@@ -12,8 +12,8 @@ import pytest
 
 from xnatfs import __version__
 from xnatfs.cli import inspect
-from xnatfs.cli.main import COMMANDS, LazyGroup, cli, main
-from xnatfs.cli.options import MESSAGES, SERVER, Settings, with_options
+from xnatfs.cli.main import COMMANDS, LazyGroup, cli, exit_code_for, hint_for, main
+from xnatfs.cli.options import MESSAGES, SERVER, Invocation, Settings, with_options
 from xnatfs.errors import (
     AccessDenied,
     CredentialsError,
@@ -91,6 +91,13 @@ def test_an_errors_own_hint_is_shown(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_refused_password_warns_of_locked_accounts(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fail", "login"])
     assert "accounts lock after repeated failures" in capsys.readouterr().err
+
+
+def test_a_closed_door_without_a_login_is_a_matter_of_credentials() -> None:
+    visitor = Invocation(credentials_origin="anonymous")
+    assert exit_code_for(AccessDenied("/P: 403"), visitor) == 3
+    assert "--user" in hint_for(AccessDenied("/P: 403"), visitor)
+    assert exit_code_for(AccessDenied("/P: 403"), Invocation(credentials_origin="prompt")) == 1
 
 
 def test_traceback_only_with_vv(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from xnatfs.cli.credentials import config_for
-from xnatfs.cli.main import describe, hint_for, report_error
+from xnatfs.cli.main import describe, exit_code_for, hint_for, report_error
 from xnatfs.cli.options import (
     CACHE,
     MESSAGES,
@@ -164,7 +164,10 @@ class Archives:
 
 
 class Failures:
-    """Reports what failed of several things and goes on, unless nothing more can be had of the server."""
+    """Reports what failed of several things and goes on, unless nothing more can be had of the server.
+
+    ``exit_code`` is that of the first failure.
+    """
 
     def __init__(self) -> None:
         self.exit_code = 0
@@ -176,9 +179,9 @@ class Failures:
         except (Unavailable, LoginFailed, BrokenPipeError):
             raise  # each further try would wait for its timeout, or bring the account closer to being locked
         except OSError as exc:
-            self.exit_code = 1
             sys.stdout.buffer.flush()
             invocation = click.get_current_context().find_root().ensure_object(Invocation)
+            self.exit_code = self.exit_code or exit_code_for(exc, invocation)
             why = describe(exc)
             report_error(why if place.path in why else f"{place.path}: {why}", hint_for(exc, invocation))
 

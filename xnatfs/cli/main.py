@@ -13,7 +13,7 @@ import click
 
 from xnatfs import __version__
 from xnatfs.cli.options import Invocation
-from xnatfs.errors import LoginFailed, Unavailable, XnatfsError
+from xnatfs.errors import AccessDenied, CredentialsError, LoginFailed, Unavailable, XnatfsError
 
 # name -> (module, attribute, what `xnatfs --help` says); help is kept here so that listing it imports no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -28,7 +28,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
-_LOCKING = "accounts lock after repeated failures, so check before trying again: "
+_NOT_LOGGED_IN = ("anonymous", "--anonymous")
+_LOCKING = "accounts lock after repeated failures: check user and password before trying again"
 
 
 class LazyGroup(click.Group):
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except XnatfsError as exc:
         return _report(invocation, exc, str(exc), exc.hint, exc.exit_code)
     except OSError as exc:
-        return _report(invocation, exc, describe(exc), hint_for(exc, invocation), getattr(exc, "exit_code", 1))
+        return _report(invocation, exc, describe(exc), hint_for(exc, invocation), exit_code_for(exc, invocation))
     except Exception as exc:  # noqa: BLE001 (the last resort: a fault of ours is one line too, unless -vv)
         text = f"unexpected {type(exc).__name__}: {exc}"
         return _report(invocation, exc, text, "this is a fault of xnatfs; -vv shows where", 1)
@@ -100,21 +101,24 @@ def describe(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
+def exit_code_for(error: OSError, invocation: Invocation) -> int:
+    """The error's own exit code; a door closed to a visitor without a login is a matter of credentials."""
+    if isinstance(error, AccessDenied) and invocation.credentials_origin in _NOT_LOGGED_IN:
+        return CredentialsError.exit_code
+    return int(getattr(error, "exit_code", 1))
+
+
 def hint_for(error: OSError, invocation: Invocation) -> str:
     """What to do about a failed operation: the error's own hint, or what fits its kind."""
     hint = str(getattr(error, "hint", ""))
-    if hint:
-        return hint
     origin = invocation.credentials_origin
+    if isinstance(error, AccessDenied) and origin in _NOT_LOGGED_IN:
+        return hint or "you are not logged in: give --user NAME, set XNAT_USER and XNAT_PASS, or fill in ~/.netrc"
     if isinstance(error, LoginFailed):
-        if origin in ("anonymous", "--anonymous"):
-            return "this server wants a login: give --user NAME, or set XNAT_USER and XNAT_PASS, or fill in ~/.netrc"
-        return _LOCKING + f"user and password came from {origin}" if origin else _LOCKING + "XNAT_USER, ~/.netrc"
+        return (hint or _LOCKING) + (f"; they came from {origin}" if origin else "")
     if isinstance(error, Unavailable):
-        return "is the address right, and does the server answer from here (network, VPN, --proxy)?"
-    if isinstance(error, PermissionError) and origin == "anonymous":
-        return "you are not logged in: give --user NAME, or set XNAT_USER and XNAT_PASS"
-    return ""
+        return hint or "is the address right, and does the server answer from here (network, VPN, --proxy)?"
+    return hint
 
 
 def report_error(message: str, hint: str = "") -> None:
