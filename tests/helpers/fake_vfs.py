@@ -225,7 +225,9 @@ def serve() -> None:
     parser.add_argument("--attr-timeout", type=float, default=300.0)
     parser.add_argument("--files", type=int, nargs=2, default=None)
     parser.add_argument("--big", type=int, default=0, help="MiB")
+    parser.add_argument("--told-limit", type=int, default=fuse.TOLD_LIMIT)
     options = parser.parse_args()
+    fuse.TOLD_LIMIT = options.told_limit
     logging.basicConfig(level=logging.INFO)
     vfs = small_tree()
     if options.files:

@@ -104,10 +104,8 @@ def _describe_end(code: int | None) -> str:
 
 def _error_from(message: dict[str, Any]) -> Exception:
     """The child's failure as an error of the same class, so that it ends in the same line, hint and exit code."""
-    kind = getattr(errors, message["kind"], None)
-    if isinstance(kind, type) and issubclass(kind, (XnatfsError, ArchiveError)):
-        return kind(message["text"], message["hint"])
-    return XnatfsError(message["text"], message["hint"])
+    kind: type[XnatfsError | ArchiveError] = getattr(errors, message["kind"] or "XnatfsError")
+    return kind(message["text"], message["hint"])
 
 
 # --- the child --------------------------------------------------------------------------------------------------------
@@ -153,7 +151,8 @@ def _failure(exc: BaseException) -> dict[str, Any]:
         text = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror or exc)
     else:
         text = str(exc) if known else f"unexpected {type(exc).__name__}: {exc}"
-    return {"kind": type(exc).__name__, "text": text, "hint": str(getattr(exc, "hint", ""))}
+    kinds = (kind.__name__ for kind in type(exc).__mro__ if kind.__module__ == errors.__name__)
+    return {"kind": next(kinds, ""), "text": text, "hint": str(getattr(exc, "hint", ""))}
 
 
 def _close_inherited(keep: int) -> None:

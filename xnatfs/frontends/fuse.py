@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xnatfs.config import MountConfig
 from xnatfs.errors import CorruptContent, FuseError, StaleContent
 from xnatfs.frontends import fuse_binding
-from xnatfs.frontends.fuse_binding import TEXT, Opened
+from xnatfs.frontends.fuse_binding import Opened
 from xnatfs.frontends.mountpoint import detach
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Operations:
         self._told: dict[int, int] = {}  # hash of a path -> hash of the attributes that the kernel holds for it
         self._lock = threading.Lock()
         self._versions: dict[str, dict[tuple[str, str], int]] = {}  # guarded by _lock: open handles by path and version
-        self._mixed: set[str] = set()  # guarded by _lock: paths whose cached pages are not of the version opened last
+        self._mixed: set[str] = set()  # guarded by _lock: paths whose cached pages may be of an older version
 
     def getattr(self, path: str) -> bytes:
         node = self._vfs.lookup(path)
@@ -102,6 +102,10 @@ class Operations:
         node = handle.node
         if self._told.get(hash(path)) != hash((node.size, node.mtime_ns)):
             self._vfs.release(handle)
+            with self._lock:
+                self._mixed.add(
+                    path
+                )  # the VFS takes the new version for opened now; the kernel has not dropped the old
             raise StaleContent("the file has changed since its attributes were asked for")
         version = (node.entry.key, node.entry.version)
         keep_cache, direct_io = self._enter(path, version, handle.keep_cache)
@@ -159,7 +163,7 @@ class Operations:
         for number in range(max(start - 2, 0), len(children)):
             child = children[number]
             known = child.size >= 0  # or the kernel must ask: a guessed size would be read up to
-            yield child.name.encode(*TEXT), self._packed(child), known
+            yield child.name.encode(), self._packed(child), known
             if plus and known:  # it was taken, or nobody would have asked for the next
                 self._tell(prefix + child.name, child)
 
@@ -187,7 +191,7 @@ class Operations:
     def _xattrs(self, path: str) -> dict[str, bytes]:
         entry = self._vfs.lookup(path).entry
         values = zip(XATTRS, (entry.id, entry.key, entry.xsi_type, entry.digest), strict=True)
-        return {name: value.encode(*TEXT) for name, value in values if value}
+        return {name: value.encode() for name, value in values if value}
 
 
 def mount(

@@ -47,7 +47,7 @@ MAX_PINS = 4096
 """Threads whose Python state is kept for good, at about 5 KB. libfuse 3 does not end its threads; libfuse 2 ends those
 beyond ten idle ones, so the number must have an end: 20 MB, after which new threads go the slow way."""
 
-TEXT = ("utf-8", "surrogateescape")  # names in C, whatever the locale; any bytes survive the round trip
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 FILL_DIR_PLUS = 2  # libfuse 3, enum fuse_fill_dir_flags: the attributes passed are complete
 READDIR_PLUS = 1  # libfuse 3, enum fuse_readdir_flags: the kernel takes attributes with this reply
 BUFFER_WRITABLE = 0x200  # CPython, PyBUF_WRITE
@@ -287,6 +287,8 @@ def _answer(function: Callable[..., int | None], *args: Any) -> int:
         return function(*args) or 0
     except OSError as exc:
         return -_errno_of(function.__name__, exc)
+    except UnicodeDecodeError:
+        return -errno.ENOENT  # names here are UTF-8, so this one is not
     except BaseException:  # one that reached C would be lost, and the caller told "done"
         log.exception("%s failed, answered with EIO", function.__name__)
         return -errno.EIO
@@ -310,12 +312,15 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
     read_into = answers.read_into
 
     def getattr_(_self: Any, path: bytes, buf: Any, _fip: Any = None) -> None:
-        memmove(buf, answers.getattr(path.decode(*TEXT)), stat_size)
+        memmove(buf, answers.getattr(path.decode()), stat_size)
 
-    def open_(_self: Any, path: bytes, fip: Any) -> None:
-        opened = answers.open(path.decode(*TEXT))
+    def open_(_self: Any, path: bytes, fip: Any) -> int:
         info = fip.contents
+        if info.flags & WRITE_FLAGS:
+            return -errno.EROFS
+        opened = answers.open(path.decode())
         info.fh, info.keep_cache, info.direct_io = opened.fh, opened.keep_cache, opened.direct_io
+        return 0
 
     def read(_self: Any, _path: bytes, buf: Any, size: int, offset: int, fip: Any) -> int:
         return read_into(fip.contents.fh, offset, _memory(buf, size, BUFFER_WRITABLE))
@@ -324,7 +329,7 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
         answers.release(fip.contents.fh)
 
     def opendir(_self: Any, path: bytes, fip: Any) -> None:
-        fip.contents.fh = answers.opendir(path.decode(*TEXT))
+        fip.contents.fh = answers.opendir(path.decode())
 
     def readdir_2(_self: Any, _path: bytes, buf: Any, filler: Any, _offset: int, fip: Any) -> None:
         # Offsets of 0: libfuse keeps the whole directory and pages through it by itself.
@@ -349,10 +354,10 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
             setattr(buf.contents, name, value)
 
     def getxattr(_self: Any, path: bytes, name: bytes, buf: Any, size: int) -> int:
-        return _copy_out(answers.getxattr(path.decode(*TEXT), name.decode(*TEXT)), buf, size)
+        return _copy_out(answers.getxattr(path.decode(), name.decode()), buf, size)
 
     def listxattr(_self: Any, path: bytes, buf: Any, size: int) -> int:
-        names = answers.listxattr(path.decode(*TEXT))
+        names = answers.listxattr(path.decode())
         return _copy_out(b"".join(name.encode() + b"\0" for name in names), buf, size)
 
     def read_only(_self: Any, *_args: Any) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from xnatfs.errors import FuseError, XnatfsError
 
+DEVICE = Path("/dev/fuse")
 ANSWER_LIMIT_S = 5.0  # how long a mounted tree may take to say that it is alive; a guess
 FUSERMOUNT_LIMIT_S = 20.0
 HOLDERS_SHOWN = 5
@@ -189,15 +190,15 @@ def prepare(path: Path, *, allow_other: bool) -> Path:
 
 def _check_device(path: Path) -> None:
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         hint = "load the module (sudo modprobe fuse); in a container, start it with --device /dev/fuse"
-        raise FuseError(f"mount {path}: there is no /dev/fuse", hint) from None
+        raise FuseError(f"mount {path}: there is no {DEVICE}", hint) from None
     except PermissionError:
-        hint = "let users open it: sudo chmod 0666 /dev/fuse"
-        raise FuseError(f"mount {path}: /dev/fuse is closed to this user", hint) from None
+        hint = f"let users open it: sudo chmod 0666 {DEVICE}"
+        raise FuseError(f"mount {path}: {DEVICE} is closed to this user", hint) from None
     except OSError as exc:
-        raise FuseError(f"mount {path}: /dev/fuse: {exc.strerror}", "load the module: sudo modprobe fuse") from exc
+        raise FuseError(f"mount {path}: {DEVICE}: {exc.strerror}", "load the module: sudo modprobe fuse") from exc
 
 
 def _check_privileges(path: Path, allow_other: bool) -> None:
