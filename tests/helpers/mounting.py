@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes.util
+import errno
 import os
 import shutil
 import signal
@@ -67,6 +68,19 @@ def xnatfs(
 def is_mounted(path: Path) -> bool:
     """Whether a file system hangs at ``path``, dead or alive, read without touching it."""
     return str(path) in mount_points()
+
+
+def answers(path: Path) -> bool:
+    """Whether a living file system hangs at ``path``."""
+    if not is_mounted(path):
+        return False
+    try:
+        os.listdir(path)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):  # a dead one that is about to be replaced
+            return False
+        raise
+    return True
 
 
 def mount_points() -> list[str]:
@@ -133,12 +147,11 @@ class Mount:
                 stderr=log,
             )
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not is_mounted(self.path):
+        while not answers(self.path):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise AssertionError(f"no mount of {self.source}: {self.log.read_text(encoding='utf-8')}")
             time.sleep(0.02)
-        os.listdir(self.path)
 
     def stop(self) -> int:
         """Unmount by SIGTERM and return the exit code; kill what does not end, and leave nothing behind."""

@@ -20,6 +20,7 @@ MIB = 1024 * 1024
 SCANS = "BIG/BIG_1/BIG_1_MR/scans"
 HUNDRED = f"{SCANS}/3-bold100m/NIFTI/bold_100m.nii"
 HALF_GIGABYTE = f"{SCANS}/2-bold500m/NIFTI/bold_500m.nii"
+SESSION_OF_2000 = "BENCH/BENCH_1/BENCH_2000_FILES"  # 20 scans of 100 files
 READERS = 16
 
 
@@ -101,7 +102,7 @@ def test_reading_again_after_a_remount_asks_for_no_data(server: DemoServer, tmp_
 
 def test_a_session_of_2000_files_lists_in_four_requests_and_then_in_none(tmp_path: Path) -> None:
     with DemoServer(sample="full") as server, mounted(server.url, tmp_path, user="demo", password="demo") as mount:
-        session = mount.path / server.session_of_2000
+        session = mount.path / SESSION_OF_2000
         os.listdir(session.parent)
         server.clear_log()
         done = subprocess.run(["ls", "-lR", session], capture_output=True, text=True, check=True)
