@@ -1,0 +1,270 @@
+"""What ``archives/base.py`` promises, asked of every archive.
+
+A new archive joins with one fixture that makes a ``Case`` and its name in ``ARCHIVES``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import md5
+
+import pytest
+
+from tests.helpers.server import DemoServer
+from tests.helpers.trees import run_together
+from tests.helpers.truth import project_truth
+from xnatfs.archives.base import Archive, RangeStream
+from xnatfs.archives.memory import MemoryArchive
+from xnatfs.archives.xnat import XnatArchive
+from xnatfs.config import Credentials, HttpConfig, TreeConfig
+from xnatfs.errors import NotFound, StaleContent
+from xnatfs.model import Entry, Listing
+
+ARCHIVES = ["memory-ranged", "memory-whole-files", "memory-one-listing", "xnat", "xnat-ranged"]
+
+Known = tuple[int, str]  # size, md5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One archive and what is known of it from elsewhere.
+
+    Attributes:
+        top: A directory of ordinary names; ``files`` has every file below it, by path from there.
+        sample: One of ``files`` with some thousand bytes, and below a directory of its own.
+        requests: How many requests have been made so far.
+        gone: What a directory that is not there any more looks like.
+    """
+
+    archive: Archive
+    top: str
+    files: dict[str, Known]
+    sample: str
+    requests: Callable[[], int]
+    gone: Entry
+
+    def entry(self, path: str) -> Entry:
+        """The entry at a path of raw names, by listings alone."""
+        at = self.archive.root()
+        for name in path.split("/"):
+            at = next(entry for entry in self.archive.children(at).children[at.key] if entry.name == name)
+        return at
+
+
+def memory_case(**options: bool) -> Case:
+    pattern = bytes(range(256))
+    tree = {
+        "P": {
+            "S": {"scans": {"1": {"a.dcm": pattern * 40, "sub": {"b.dcm": b""}}, "2": {"a.dcm": b"two"}}, "empty": {}},
+            "notes.txt": b"notes",
+        }
+    }
+    archive = MemoryArchive(tree, **options)
+    contents = {"S/scans/1/a.dcm": pattern * 40, "S/scans/1/sub/b.dcm": b"", "S/scans/2/a.dcm": b"two"}
+    files = {path: (len(data), md5(data).hexdigest()) for path, data in (contents | {"notes.txt": b"notes"}).items()}
+    gone = Entry("gone", "/gone", True, listing="all" if options.get("one_listing") else "/gone")
+    return Case(archive, "P", files, "S/scans/1/a.dcm", archive.calls.total, gone)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DemoServer]:
+    with DemoServer() as server:
+        yield server
+
+
+def xnat_case(server: DemoServer) -> Case:
+    archive = XnatArchive(server.url, Credentials("demo", "demo", "the test"), HttpConfig(), TreeConfig(), "tests/1")
+    prefix = "DEMO_002/"
+    truth = project_truth(server.truth(project="DEMO", md5="all"))
+    files = {path.removeprefix(prefix): (f.size, f.md5) for path, f in truth.items() if path.startswith(prefix)}
+    sample = max((path for path, (size, _) in files.items() if size < 1 << 20), key=lambda path: files[path][0])
+    gone = Entry("GONE", "/data/experiments/GONE", True, listing="session:GONE")
+    return Case(archive, "DEMO/DEMO_002", files, sample, lambda: len(server.log()["requests"]), gone)
+
+
+@pytest.fixture(params=ARCHIVES)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    kind = request.param
+    if kind.startswith("memory"):
+        case = memory_case(ranged=kind != "memory-whole-files", one_listing=kind == "memory-one-listing")
+    else:
+        server: DemoServer = request.getfixturevalue("server")
+        server.reset()
+        server.switch(range=kind == "xnat-ranged")
+        case = xnat_case(server)
+    yield case
+    case.archive.close()
+
+
+def walk(archive: Archive, path: str, directory: Entry) -> Iterator[tuple[str, Entry]]:
+    listing = archive.children(directory)
+    assert listing.id == directory.listing
+    for entry in listing.children[directory.key]:
+        if entry.hidden:
+            continue
+        yield f"{path}{entry.name}", entry
+        if entry.is_dir:
+            yield from walk(archive, f"{path}{entry.name}/", entry)
+
+
+def read_all(stream: RangeStream, piece: int = 4096) -> bytes:
+    """Everything a stream gives, in bites of at most ``piece`` bytes."""
+    parts = []
+    buffer = bytearray(piece)
+    while count := stream.readinto(memoryview(buffer)):
+        parts.append(bytes(buffer[:count]))
+    return b"".join(parts)
+
+
+def bytes_of(archive: Archive, entry: Entry) -> bytes:
+    assert entry.size is not None
+    stream = archive.open_range(entry, 0, entry.size)
+    try:
+        return read_all(stream)
+    finally:
+        stream.close()
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_root_is_a_directory_and_costs_no_request(case: Case) -> None:
+    before = case.requests()
+    root = case.archive.root()
+    assert root.is_dir
+    assert root == case.archive.root()
+    assert case.requests() == before
+
+
+def test_every_file_is_listed_with_its_size(case: Case) -> None:
+    found = dict(walk(case.archive, "", case.entry(case.top)))
+    sizes = {path: entry.size for path, entry in found.items() if not entry.is_dir and path in case.files}
+    assert sizes == {path: size for path, (size, _) in case.files.items()}
+
+
+def test_a_listing_holds_the_directory_it_was_asked_for_and_says_so_of_its_directories(case: Case) -> None:
+    def check(directory: Entry) -> Listing:
+        listing = case.archive.children(directory)
+        assert listing.id == directory.listing
+        assert directory.key in listing.children
+        return listing
+
+    at = case.archive.root()
+    for name in f"{case.top}/{case.sample}".split("/")[:-1]:
+        listing = check(at)
+        at = next(entry for entry in listing.children[at.key] if entry.name == name)
+    listing = check(at)
+    below = [entry for entries in listing.children.values() for entry in entries if entry.is_dir]
+    assert all(entry.key in listing.children for entry in below if entry.listing == listing.id)
+    assert all(entry.listing for entry in below)
+
+
+def test_directory_keys_differ_from_each_other(case: Case) -> None:
+    keys = [entry.key for _, entry in walk(case.archive, "", case.entry(case.top)) if entry.is_dir]
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_unchanged_directory_is_listed_the_same_again(case: Case) -> None:
+    directory = case.entry(f"{case.top}/{case.sample}".rpartition("/")[0])
+    assert case.archive.children(directory) == case.archive.children(directory)
+
+
+def test_a_directory_that_is_gone_is_not_found_and_never_empty(case: Case) -> None:
+    with pytest.raises(NotFound):
+        case.archive.children(case.gone)
+
+
+def test_threads_get_the_same_listings_at_once(case: Case) -> None:
+    directory = case.entry(case.top)
+    listings = run_together([lambda: case.archive.children(directory)] * 8)
+    assert isinstance(listings[0], Listing)
+    assert all(listing == listings[0] for listing in listings)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def test_stat_tells_the_size_of_a_file_and_nothing_else_about_what_it_is(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    answer = case.archive.stat(replace(entry, size=None))
+    assert answer.size == case.files[case.sample][0]
+    assert (answer.name, answer.key, answer.is_dir) == (entry.name, entry.key, False)
+    assert answer.version
+
+
+def test_stat_of_a_missing_file_is_not_found(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    with pytest.raises(NotFound):
+        case.archive.stat(replace(entry, key=f"{entry.key}x", size=None))
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_has_its_own_bytes(case: Case) -> None:
+    found = dict(walk(case.archive, "", case.entry(case.top)))
+    for path, (size, digest) in case.files.items():
+        if size:
+            assert md5(bytes_of(case.archive, found[path])).hexdigest() == digest, path
+
+
+def test_a_stream_contains_what_was_asked_for_and_says_what_it_is(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    size = case.files[case.sample][0]
+    whole = bytes_of(case.archive, entry)
+    validators = set()
+    for start, stop in [(0, 1), (0, size), (size // 3, size // 2), (size - 1, size)]:
+        stream = case.archive.open_range(entry, start, stop)
+        assert stream.start <= start < stop <= stream.stop <= stream.total == size
+        assert stream.ranged or stream.start == 0
+        assert read_all(stream, 1000) == whole[stream.start : stream.stop]
+        validators.add(stream.validator)
+        stream.close()
+    assert len(validators) == 1
+
+
+def test_a_stream_that_is_at_its_end_stays_there(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    stream = case.archive.open_range(entry, 0, case.files[case.sample][0])
+    read_all(stream)
+    assert [stream.readinto(memoryview(bytearray(10))) for _ in range(3)] == [0, 0, 0]
+    stream.close()
+
+
+def test_a_stream_can_be_closed_early_twice_and_from_another_thread(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    stream = case.archive.open_range(entry, 0, case.files[case.sample][0])
+    stream.readinto(memoryview(bytearray(10)))
+    closer = threading.Thread(target=stream.close)
+    closer.start()
+    closer.join(10)
+    assert not closer.is_alive()
+    stream.close()
+    assert len(bytes_of(case.archive, entry)) == entry.size
+
+
+def test_another_length_than_the_listings_is_stale(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    assert entry.size is not None
+    for size in (entry.size - 1, entry.size + 1):
+        with pytest.raises(StaleContent):
+            case.archive.open_range(replace(entry, size=size), 0, size).close()
+
+
+def test_a_missing_file_is_not_found(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    with pytest.raises(NotFound):
+        case.archive.open_range(replace(entry, key=f"{entry.key}x"), 0, 1).close()
+
+
+def test_threads_read_files_at_once(case: Case) -> None:
+    entry = case.entry(f"{case.top}/{case.sample}")
+    digests = run_together([lambda: md5(bytes_of(case.archive, entry)).hexdigest()] * 8)
+    assert digests == [case.files[case.sample][1]] * 8
+
+
+def test_an_archive_can_be_closed_twice_and_unused(case: Case) -> None:
+    case.archive.close()
+    case.archive.close()
