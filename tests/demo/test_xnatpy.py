@@ -1,4 +1,4 @@
-"""The server is driven by xnatpy (the package ``xnat``), unmodified: it builds its classes from the server's schemas."""
+"""The server is driven by xnatpy (the package ``xnat``), unmodified: its classes come from the server's schemas."""
 
 from __future__ import annotations
 

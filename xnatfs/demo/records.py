@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from xnatfs.demo.contents import Content
 
 INSERTED = "2024-03-05 10:20:30.123"
+EVERYWHERE = "\0everywhere"  # a user whom every project lets in; no account can have this name
 MAX_MADE = 64  # sessions of the largest project held at once
 MTIME_S = 1_709_634_030  # 2024-03-05 10:20:30 UTC: one fixed day, so that two servers agree on every header
 
@@ -175,10 +176,10 @@ class Project:
     resources: list[Resource] = field(default_factory=list)
 
     def listed_for(self, user: str) -> bool:
-        return self.access in ("public", "protected") or user in self.members
+        return self.access == "protected" or self.readable_by(user)
 
     def readable_by(self, user: str) -> bool:
-        return self.access == "public" or user in self.members
+        return self.access == "public" or user in self.members or user == EVERYWHERE
 
 
 _made: list[Experiment] = []  # sessions that may be forgotten, oldest first; event loop and truth thread only append
