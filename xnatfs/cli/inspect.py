@@ -86,16 +86,16 @@ def stat(sources: tuple[str, ...], as_json: bool, settings: Settings) -> int:
     terminal = sys.stdout.isatty()
     with Archives(settings) as archives:
         failures = Failures()
-        for text in sources:
+        for number, text in enumerate(sources):
             place = archives.locate(text)
             with failures.counted(place):
                 facts = _facts(place, place.vfs.lookup(place.path))
                 if as_json:
                     lines = [_json(facts)]
                 else:
-                    lines = [
-                        f"{key}: {_safe(str(value), terminal)}" for key, value in facts.items() if value is not None
-                    ]
+                    shown = {key: value for key, value in facts.items() if value not in (None, "")}
+                    lines = [f"{key}: {_safe(str(value), terminal)}" for key, value in shown.items()]
+                    lines[:0] = [""] if number else []  # between two
                 _write(sys.stdout.buffer, lines)
     return failures.exit_code
 
@@ -210,14 +210,14 @@ def copy_bytes(vfs: ArchiveVFS, path: str, write: Callable[[memoryview], object]
 
 
 def _listed(place: Place, sizes: bool) -> tuple[Sequence[Node], bool]:
-    """The nodes to show for a path, and whether it is a directory; a file shows itself.
+    """The nodes to show for a path, by name, and whether it is a directory; a file shows itself.
 
     With ``sizes``, those that the listing does not tell are asked for, one request each.
     """
     node = place.vfs.lookup(place.path)
     if not node.is_dir:
         return (node,), False
-    nodes = place.vfs.listdir(place.path)
+    nodes = sorted(place.vfs.listdir(place.path), key=lambda node: node.name)
     if sizes and any(node.size < 0 for node in nodes):
         nodes = [node if node.size >= 0 else place.vfs.lookup(place.child(node.name).path) for node in nodes]
     return nodes, True

@@ -13,7 +13,7 @@ import click
 
 from xnatfs import __version__
 from xnatfs.cli.options import Invocation
-from xnatfs.errors import AccessDenied, CredentialsError, LoginFailed, Unavailable, XnatfsError
+from xnatfs.errors import AccessDenied, CredentialsError, LoginFailed, Unavailable, UsageError, XnatfsError
 
 # name -> (module, attribute, what `xnatfs --help` says); help is kept here so that listing it imports no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -34,6 +34,12 @@ _LOCKING = "accounts lock after repeated failures: check user and password befor
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(UsageError.exit_code)  # in every version of click
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
