@@ -370,35 +370,23 @@ def check_mount(place: Path, samples: Sequence[Sample]) -> int:
 
 
 def show_what_to_try(place: Path, url: str, samples: Sequence[Sample]) -> None:
-    """Lines to paste into another terminal, with the paths of this mount."""
+    """Lines to paste into another terminal, with the paths of this mount and the programs of this installation."""
     volume = _first(samples, ".nii.gz", ".nii")
     series = _first(samples, ".dcm").folder
     where = shlex.quote(str(place))
     session = "/".join(volume.path.split("/")[:3])
+    python = shlex.quote(sys.executable)
+    xnatfs = "xnatfs" if shutil.which("xnatfs") else f"{python} -m xnatfs"  # scripts/demo puts nothing on PATH
     lines = (
-        ("look around", f"ls -l {where}/{session}/scans"),
-        ("find", f"find {where}/DEMO -name '*.nii*'"),
-        ("copy", f"cp -r {where}/{series} /tmp/series"),
-        ("load", f"python -c \"import nibabel; print(nibabel.load('{place}/{volume.path}').shape)\""),
-        ("convert", f"dcm2niix -o /tmp {where}/{series}"),
-        ("end", f"xnatfs umount {where}"),
+        f"ls -l {where}/{session}/scans",
+        f"find {where}/DEMO -name '*.nii*'",
+        f"cp -r {where}/{series} /tmp/series",
+        f"{python} -c \"import nibabel; print(nibabel.load('{place}/{volume.path}').shape)\"",
+        f"dcm2niix -o /tmp {where}/{series}",
+        f"{xnatfs} umount {where}",
     )
     click.echo(f"The sample archive {url} (user {USER}, password {PASSWORD}) is mounted at {place}")
     click.echo("Try in another terminal:")
-    if sys.stdout.isatty():
-        _table(lines)
-    else:
-        click.echo("\n".join(f"  {command}" for _, command in lines))
+    for line in lines:  # never wrapped: a command that is cut into lines cannot be pasted
+        click.echo(f"  {click.style(line, bold=True)}")
     click.echo("Ctrl-C unmounts it and ends the server.")
-
-
-def _table(lines: Sequence[tuple[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for title, command in lines:
-        table.add_row(Text(f"  {title}", "dim"), Text(command, "bold", overflow="fold"))
-    # soft_wrap: a command that is cut into lines cannot be pasted.
-    Console(highlight=False, soft_wrap=True).print(table)
