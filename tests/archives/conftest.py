@@ -1,0 +1,40 @@
+"""One demo server for all tests of the XNAT archive, as new before each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.helpers.server import DemoServer
+from xnatfs.archives.xnat import XnatArchive
+from xnatfs.config import Credentials, HttpConfig, TreeConfig
+
+DEMO = Credentials("demo", "demo", "the test")
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[DemoServer]:
+    with DemoServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: DemoServer) -> DemoServer:
+    shared_server.reset()
+    return shared_server
+
+
+@pytest.fixture
+def connect(server: DemoServer) -> Iterator[Callable[..., XnatArchive]]:
+    opened: list[XnatArchive] = []
+
+    def build(credentials: Credentials = DEMO, tree: TreeConfig | None = None, **http: object) -> XnatArchive:
+        settings = HttpConfig(**{"timeout_s": 5.0, **http})  # type: ignore[arg-type]
+        archive = XnatArchive(server.url, credentials, settings, tree or TreeConfig(), "xnatfs/test")
+        opened.append(archive)
+        return archive
+
+    yield build
+    for archive in opened:
+        archive.close()
