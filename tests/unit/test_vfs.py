@@ -7,13 +7,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.helpers.trees import Clock, build_vfs, read_file, run_together
+from tests.helpers.trees import BLOCK_SIZE, Clock, build_vfs, read_file, run_together
 from xnatfs.archives.memory import FIRST_MTIME_S, MemoryArchive
+from xnatfs.blocks.disk import DiskBlocks
+from xnatfs.blocks.memory import MemoryBlocks
+from xnatfs.blocks.tiered import TieredBlocks
+from xnatfs.config import ListingConfig, ReadConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent, Unavailable
 from xnatfs.model import Entry
+from xnatfs.reading.reader import BlockReader
+from xnatfs.tree.listing import ListingCache
 from xnatfs.tree.vfs import UNKNOWN_SIZE, ArchiveVFS, Handle
 
 TTL_S = 300.0
@@ -262,6 +269,19 @@ def test_a_failing_read_raises_and_the_next_one_heals(archive: MemoryArchive) ->
     archive.before = None
     assert vfs.pread(handle, 0, 5) == b"dicom"
     vfs.release(handle)
+
+
+def test_blocks_that_wait_to_be_written_are_on_disk_after_close(archive: MemoryArchive, tmp_path: Path) -> None:
+    def open_on_disk() -> ArchiveVFS:
+        cache = TieredBlocks(MemoryBlocks(1 << 20), DiskBlocks(tmp_path, 1 << 30, 0.0), 1 << 25)
+        reader = BlockReader(archive, cache, ReadConfig(), BLOCK_SIZE)
+        return ArchiveVFS(archive, reader, ListingCache(archive, ListingConfig()), TreeConfig())
+
+    for _ in range(2):
+        vfs = open_on_disk()
+        assert read_file(vfs, "/P/S/E/1.dcm") == b"dicom"
+        vfs.close()
+    assert archive.calls["open_range"] == 1
 
 
 def test_close_can_be_called_twice(vfs: ArchiveVFS) -> None:

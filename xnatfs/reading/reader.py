@@ -141,8 +141,9 @@ class BlockReader:
         return self._slots.count == 0
 
     def close(self) -> None:
-        """Stop every transfer; reads that wait for one fail. Safe to call twice."""
+        """Stop every transfer, so that reads waiting for one fail, then close the cache. Safe to call twice."""
         self._slots.close(CLOSE_S)
+        self._cache.close()
 
     # --- inside ------------------------------------------------------------------------------------------------
 

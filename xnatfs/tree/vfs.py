@@ -200,7 +200,7 @@ class ArchiveVFS:
         self._reader.release(handle.file)
 
     def close(self) -> None:
-        """Stop transfers, end the archive's session. Safe to call twice; reads under way fail."""
+        """Stop transfers, close the cache, end the archive's session. Safe to call twice; reads under way fail."""
         self._reader.close()
         self._archive.close()
 
