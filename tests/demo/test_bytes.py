@@ -275,3 +275,27 @@ def test_bandwidth_is_shared_by_all(server: DemoServer, http: requests.Session) 
     subprocess.run(command, check=False)
     sent = sum(r["sent"] for r in server.data_requests())
     assert 10e6 < sent < 40e6
+
+
+def test_a_connection_stays_usable_after_a_zip_and_a_large_file(server: DemoServer) -> None:
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    headers = {"Authorization": "Basic ZGVtbzpkZW1v"}
+    paths = ["/data/experiments/XNAT_E00001/scans/1/files?format=zip", row_of(server, "BIG", "bold_100m.nii")["uri"]]
+    lengths = []
+    for path in [*paths, *paths]:
+        connection.request("GET", path, headers=headers)
+        lengths.append(len(connection.getresponse().read()))
+    connection.close()
+    assert lengths[:2] == lengths[2:]
+    assert [r["sent"] for r in server.data_requests()] == lengths
+
+
+def test_many_clients_are_served_at_once(server: DemoServer) -> None:
+    row = row_of(server, "DEMO", "anatomical.nii")
+    command = ["curl", "-s", "-u", "demo:demo", "--parallel", "--parallel-max", "40"]
+    for number in range(200):
+        command += ["-o", "/dev/null", f"{server.url}{row['uri']}?n={number}"]
+    subprocess.run(command, check=True, timeout=60)
+    assert [r["sent"] for r in server.data_requests()] == [row["size"]] * 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
+    logging.getLogger("aiohttp.server").addFilter(_is_a_fault)
     options = _arguments().parse_args()
     if options.die_with_parent:
         _die_with_parent()
@@ -25,6 +27,11 @@ def main() -> int:
         return asyncio.run(_serve(options))
     except KeyboardInterrupt:
         return 0
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """Not a client that went away, nor a connection cut on purpose: aiohttp logs a traceback for each."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ConnectionError))
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ Plain data plus look-ups; no HTTP, no rendering. Changed by the server's one eve
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -129,13 +130,14 @@ class Experiment:
 
     @property
     def images(self) -> Images:
-        images = self._images
-        if images is None:
-            assert self._make is not None
-            images = self._images = self._make()
-            if not self.keep:
-                self._forget_oldest()
-        return images
+        with _making:  # the event loop and the thread that tells the truth may ask at once
+            images = self._images
+            if images is None:
+                assert self._make is not None
+                images = self._images = self._make()
+                if not self.keep:
+                    self._forget_oldest()
+            return images
 
     def _forget_oldest(self) -> None:
         _made.append(self)
@@ -182,7 +184,8 @@ class Project:
         return self.access == "public" or user in self.members or user == EVERYWHERE
 
 
-_made: list[Experiment] = []  # sessions that may be forgotten, oldest first; event loop and truth thread only append
+_making = threading.Lock()
+_made: list[Experiment] = []  # guarded by _making: sessions that may be forgotten, oldest first
 
 
 class Archive:

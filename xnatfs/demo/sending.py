@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 SEND_BUFFER = 128 * 1024  # bytes; small, so that "sent" stays close to what the client has really pulled
+GATHER = 64 * 1024  # bytes; smaller pieces of a chunked body share a chunk
 POLL_MS = 200  # how often a blocked sender looks whether the server is stopping
 DRIP_S = 0.05  # seconds between the single bytes of a dripping body
 SLICE_S = 0.02  # seconds of bandwidth in one send on a limited link
@@ -86,7 +87,7 @@ class Sender:
     _poll: select.poll = field(default_factory=select.poll)
 
     def run(self, pieces: Iterable[Piece], chunked: bool) -> None:
-        """Send every piece, framed as chunks where asked.
+        """Send every piece, framed as chunks where asked; the last, empty chunk is the caller's.
 
         Raises:
             ClientGone, CutShort
@@ -94,33 +95,28 @@ class Sender:
         try:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             self._poll.register(self.sock, select.POLLOUT)
-            for piece in pieces:
-                self._piece(piece, chunked)
+            for piece in _gathered(pieces) if chunked else pieces:
+                self._piece(memoryview(piece), chunked)
             if self.cut is not None and self.meter.sent >= self.cut.at:
                 self._act(self.cut)
-            if chunked:
-                self._write(b"0\r\n\r\n", count=False)
         except (ConnectionError, OSError) as exc:
             raise ClientGone(str(exc)) from exc
         finally:
             self.sock.close()
 
-    def _piece(self, piece: Piece, chunked: bool) -> None:
-        view = memoryview(piece)
+    def _piece(self, view: memoryview, chunked: bool) -> None:
         if not len(view):
             return
-        if chunked:
-            self._write(b"%x\r\n" % len(view), count=False)
+        head, tail = (b"%x\r\n" % len(view), b"\r\n") if chunked else (b"", b"")
         cut = self.cut
         if cut is not None and self.meter.sent + len(view) > cut.at:
             before = max(0, cut.at - self.meter.sent)
-            self._write(view[:before])
+            self._write(view[:before], head, b"")
             self._act(cut)
             self._drip(view[before:])
+            self._write(memoryview(b""), b"", tail)
         else:
-            self._write(view)
-        if chunked:
-            self._write(b"\r\n", count=False)
+            self._write(view, head, tail)
 
     def _act(self, cut: Cut) -> None:
         if cut.kind == "stall":
@@ -143,26 +139,57 @@ class Sender:
             if self.link.stopping.wait(DRIP_S):
                 raise CutShort(reset=False)
 
-    def _write(self, data: Piece, count: bool = True) -> None:
-        view = memoryview(data)
+    def _write(self, view: memoryview, head: bytes = b"", tail: bytes = b"") -> None:
+        """Send ``view`` between its chunk's marks; only bytes of ``view`` are counted."""
         limit = self.link.slice()
-        while len(view):
-            part = view if limit is None else view[:limit]
+        done = 0  # of head, view and tail together
+        end = len(head) + len(view) + len(tail)
+        while done < end:
+            parts = _rest((memoryview(head), view, memoryview(tail)), done)
             if limit is not None:
-                self.link.wait(len(part))
+                parts = [parts[0][:limit]]
+                self.link.wait(len(parts[0]))
             try:
-                taken = self.sock.send(part)
+                taken = self.sock.send(parts[0]) if len(parts) == 1 else self.sock.sendmsg(parts)
             except BlockingIOError:
                 self._writable()
                 continue
-            if count:
-                self.meter.sent += taken
-            view = view[taken:]
+            self.meter.sent += _within(done + taken, len(head), len(view)) - _within(done, len(head), len(view))
+            done += taken
 
     def _writable(self) -> None:
         while not self._poll.poll(POLL_MS):
             if self.link.stopping.is_set():
                 raise CutShort(reset=False)
+
+
+def _rest(parts: tuple[memoryview, ...], done: int) -> list[memoryview]:
+    """What is left of ``parts`` when ``done`` bytes of them are out; no empty ones."""
+    left = []
+    for part in parts:
+        if done < len(part):
+            left.append(part[done:])
+        done = max(0, done - len(part))
+    return left
+
+
+def _within(done: int, before: int, length: int) -> int:
+    """How many of ``done`` bytes belong to the ``length`` bytes that come after ``before``."""
+    return min(max(done - before, 0), length)
+
+
+def _gathered(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same bytes with small pieces put together, so that a member's header does not travel alone."""
+    small = bytearray()
+    for piece in pieces:
+        if len(piece) < GATHER:
+            small += piece
+        if len(small) >= GATHER or (len(piece) >= GATHER and small):
+            yield bytes(small)
+            small.clear()
+        if len(piece) >= GATHER:
+            yield piece
+    yield bytes(small)
 
 
 def abort_on_close(sock: socket.socket) -> None:

@@ -130,7 +130,7 @@ class DemoServer:
         path = record.path
         if _FIREWALL.search(path):
             return error(self.state.switches.firewall_status, "The request was rejected."), [], "", ""
-        if not path.startswith(self._context):
+        if self._context and not f"{path}/".startswith(f"{self._context}/"):
             return error(404, "There is nothing outside the context path."), [], "", ""
         path = path[len(self._context) :]
         try:
@@ -219,10 +219,7 @@ class DemoServer:
             response.content_length = body.length if reply.declared is None else reply.declared
         await response.prepare(request)
         await self._send_in_thread(request, reply, record)
-        if body.length is not None:
-            await response.write_eof()
-        else:
-            _mark_ended(response)
+        await response.write_eof()  # the last chunk, where the body goes out in chunks
         return response
 
     async def _send_small(
@@ -274,10 +271,3 @@ class DemoServer:
 def _set_cookies(response: web.StreamResponse, lines: list[str]) -> None:
     for line in lines:
         response.headers.add("Set-Cookie", line)
-
-
-def _mark_ended(response: web.StreamResponse) -> None:
-    """The thread has written the last chunk; aiohttp must not write another."""
-    writer = response._payload_writer
-    if writer is not None:
-        writer.chunked = False  # type: ignore[attr-defined]  # aiohttp's StreamWriter, not in its abstract type
