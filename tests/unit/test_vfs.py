@@ -453,6 +453,17 @@ def test_a_server_that_is_away_leaves_known_paths_and_cached_bytes_readable(
         vfs.listdir("/empty")
 
 
+def test_a_crawl_beyond_the_memory_bound_never_asks_again_for_what_is_above_it(clock: Clock) -> None:
+    sessions = {f"S{number:02}": {"scans": {f"{scan}": {"a": b""} for scan in range(5)}} for number in range(50)}
+    archive = MemoryArchive({"P": sessions})
+    reader = BlockReader(archive, MemoryBlocks(1 << 20), ReadConfig(), BLOCK_SIZE)
+    vfs = ArchiveVFS(archive, reader, ListingCache(archive, ListingConfig(memory_entries=100), clock), TreeConfig())
+    for session in vfs.listdir("/P"):
+        for scan in vfs.listdir(f"/P/{session.name}/scans"):
+            assert names(vfs, f"/P/{session.name}/scans/{scan.name}") == ["a"]
+    assert archive.calls["children"] == 2 + 50 * (2 + 5)
+
+
 # --- threads and speed ------------------------------------------------------------------------------------------------
 
 

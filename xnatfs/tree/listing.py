@@ -14,7 +14,7 @@ import threading
 import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -231,6 +231,13 @@ class ListingCache:
         if held is None or directory.key not in held.listing.children:
             return None
         return held.table(directory.key)
+
+    def touch(self, listing_ids: Iterable[str]) -> None:
+        """These are in use, though nobody asks for them: what is above a directory must not be the first to go."""
+        with self._lock:
+            for listing_id in listing_ids:
+                if listing_id in self._held:
+                    self._held.move_to_end(listing_id)
 
     def sized(self, table: Table, name: str) -> Entry:
         """The entry called ``name`` with its size, which the archive is asked for once if the listing did not say.

@@ -60,10 +60,16 @@ class Node:
 class _Directory:
     """A directory at the path that someone used for it."""
 
-    __slots__ = ("canonical", "entry", "fresh_until", "nodes", "shown", "table")
+    __slots__ = ("canonical", "entry", "fresh_until", "listing_ids", "nodes", "shown", "table")
 
-    def __init__(self, canonical: str, entry: Entry, table: Table, fresh_until: float) -> None:
+    def __init__(
+        self, canonical: str, entry: Entry, table: Table, fresh_until: float, above: _Directory | None = None
+    ) -> None:
         self.canonical = canonical  # path inside the archive, by shown names, "" for its root
+        # Of this directory and all above it, without repetitions in a row.
+        self.listing_ids: tuple[str, ...] = () if above is None else above.listing_ids
+        if entry.listing not in self.listing_ids[-1:]:
+            self.listing_ids = (*self.listing_ids, entry.listing)
         self.entry = entry
         self.table = table
         self.fresh_until = fresh_until  # for the names of this directory and all above it
@@ -285,6 +291,8 @@ class ArchiveVFS:
             parent, _, name = path.rpartition("/")
             missing.append((path, name))
             path = parent
+        if missing:
+            self._listings.touch(directory.listing_ids)
         for at, name in reversed(missing):
             directory = self._keep(directories, at, self._below(directory, name, at))
         return directory
@@ -308,7 +316,7 @@ class ArchiveVFS:
         if not entry.is_dir:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         table, fresh_until = self._listings.table(entry)
-        return _Directory(f"{parent.canonical}/{shown}", entry, table, min(parent.fresh_until, fresh_until))
+        return _Directory(f"{parent.canonical}/{shown}", entry, table, min(parent.fresh_until, fresh_until), parent)
 
     def _keep(self, directories: dict[str, _Directory], path: str, new: _Directory) -> _Directory:
         """Enter ``new`` at ``path``, or renew what is there when nothing but the time has changed."""
