@@ -299,3 +299,11 @@ def test_many_clients_are_served_at_once(server: DemoServer) -> None:
         command += ["-o", "/dev/null", f"{server.url}{row['uri']}?n={number}"]
     subprocess.run(command, check=True, timeout=60)
     assert [r["sent"] for r in server.data_requests()] == [row["size"]] * 200
+
+
+def test_if_range_with_another_date_gives_the_whole_file(server: DemoServer, http: requests.Session) -> None:
+    server.switch(range=True)
+    url = address(server, row_of(server, "DEMO", "anatomical.nii"))
+    same, other = "Tue, 05 Mar 2024 10:20:30 GMT", "Tue, 05 Mar 2024 10:20:31 GMT"
+    assert http.get(url, headers={"Range": "bytes=0-9", "If-Range": same}).status_code == 206
+    assert http.get(url, headers={"Range": "bytes=0-9", "If-Range": other}).status_code == 200

@@ -103,3 +103,18 @@ def test_a_wrong_password_is_refused(server: DemoServer) -> None:
     with pytest.raises(pyxnat.core.errors.DatabaseError):
         pyxnat.Interface(server=server.url, user="demo", password="wrong").select.project("DEMO").accessibility()
     assert server.log()["failed_logins"] >= 1
+
+
+def test_a_search_gives_one_row_an_experiment(interface: Any) -> None:
+    fields = ["xnat:mrSessionData/LABEL", "xnat:mrSessionData/PROJECT", "xnat:mrSessionData/DATE"]
+    found = interface.select("xnat:mrSessionData", fields).where([("xnat:mrSessionData/PROJECT", "=", "DEMO"), "AND"])
+    assert [(r["label"], r["date"]) for r in found] == [("DEMO_001_MR1", "2024-02-29"), ("DEMO_002_MR1", "2024-03-02")]
+
+
+def test_a_search_by_the_subject_of_an_experiment(interface: Any) -> None:
+    fields = ["xnat:subjectVariablesData/LABEL", "xnat:subjectVariablesData/TOTAL"]
+    women = [("xnat:subjectData/GENDER_TEXT", "=", "F"), "AND"]
+    found = interface.select("xnat:subjectVariablesData", fields).where(women)
+    assert [(r["label"], r["total"]) for r in found] == [("DEMO_001_scores", "27")]
+    men = [("xnat:subjectData/GENDER_TEXT", "=", "M"), "AND"]
+    assert len(interface.select("xnat:subjectVariablesData", fields).where(men)) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -14,15 +13,12 @@ from xnatfs.demo import sample
 from xnatfs.demo.auth import Gate
 from xnatfs.demo.server import DemoServer, DemoState, Switches
 
-PARENT_POLL_S = 0.5
-_PR_SET_PDEATHSIG = 1
+PARENT_POLL_S = 0.25  # asked of getppid: the kernel's own death signal also comes when only the parent's thread ends
 
 
 def main() -> int:
     logging.getLogger("aiohttp.server").addFilter(_is_a_fault)
     options = _arguments().parse_args()
-    if options.die_with_parent:
-        _die_with_parent()
     try:
         return asyncio.run(_serve(options))
     except KeyboardInterrupt:
@@ -75,14 +71,6 @@ async def _serve(options: argparse.Namespace) -> int:
             continue
     await server.stop()
     return 0
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM at the parent's death; the poll in ``_serve`` covers systems that cannot."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import parse_qsl, unquote
 
-from xnatfs.demo import documents, listings, schema, selection, tables, zips
+from xnatfs.demo import documents, listings, schema, search, selection, tables, zips
 from xnatfs.demo.auth import GUEST, Gate, Login, Refused
 from xnatfs.demo.listings import QueryFailed
 from xnatfs.demo.records import Archive, File, Holder, Project
 from xnatfs.demo.replies import Reply, error, home_page, plain
+from xnatfs.demo.search import BadSearch
 from xnatfs.demo.selection import Forbidden, NotFound, Selection
 from xnatfs.demo.sending import Body, Piece
 
@@ -52,7 +53,7 @@ class Question:
     path: str
     query: dict[str, str]
     headers: Mapping[str, str]
-    form: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
 
 
 def parse_query(text: str) -> dict[str, str]:
@@ -76,6 +77,8 @@ class Api:
             return error(403, str(exc))
         except Refused as exc:
             return error(401, str(exc))
+        except BadSearch as exc:
+            return error(400, str(exc))
         except QueryFailed as exc:
             return error(500, str(exc))
 
@@ -91,6 +94,8 @@ class Api:
         service = self._services().get(below.rstrip("/"))
         if service is not None:
             return service(question, login)
+        if below.rstrip("/") == "/search" and question.method == "POST":
+            return _table(question, search.run(self.archive, login.user, question.body))
         if below.startswith("/search/elements"):
             return self._search(question, below)
         if question.method not in ("GET", "HEAD"):
@@ -119,7 +124,8 @@ class Api:
     def _services_auth(self, question: Question, login: Login) -> Reply:
         if question.method not in ("PUT", "POST"):
             return error(405, "Use PUT or POST.")
-        user = self.gate.check(question.form.get("username", ""), question.form.get("password", ""))
+        form = parse_query(question.body.decode("utf-8", "replace"))
+        user = self.gate.check(form.get("username", ""), form.get("password", ""))
         if login.user != user:
             login.session, login.user, login.new = self.gate.open(user), user, True
         return plain(login.session.id)
@@ -166,7 +172,7 @@ class Api:
 
     def _search(self, question: Question, below: str) -> Reply:
         name = below.removeprefix("/search/elements").strip("/")
-        table = schema.search_fields(name) if name else schema.search_elements()
+        table = search.field_table(name) if name else search.element_table()
         if table is None:
             raise NotFound(f"{name} cannot be searched.")
         return _table(question, table)

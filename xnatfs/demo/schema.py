@@ -1,11 +1,9 @@
-"""The server's description of its data types: a small XML schema of our own, and the search elements.
+"""The server's description of its data types: a small XML schema of our own.
 
 Enough for clients that build classes from it (xnatpy). Type and field names are XNAT's data model.
 """
 
 from __future__ import annotations
-
-from xnatfs.demo.tables import Table
 
 _STRING = "xs:string"
 
@@ -95,7 +93,6 @@ _TYPES: dict[str, tuple[str, tuple[str, ...], tuple[tuple[str, str, bool], ...]]
     "ctSessionData": ("imageSessionData", (), ()),
     "petSessionData": ("imageSessionData", (), ()),
 }
-SEARCHABLE = ("projectData", "subjectData", "mrSessionData", "ctSessionData", "petSessionData", "subjectVariablesData")
 _LABELLED = {"projectData": "ID", "subjectData": "label", "experimentData": "label", "abstractResource": "label"}
 
 XDAT = (
@@ -147,35 +144,3 @@ def _element(name: str, type_: str, many: bool) -> str:
         )
     most = "unbounded" if many else "1"
     return f'<xs:element name="{name}" type="{type_}" minOccurs="0" maxOccurs="{most}"/>'
-
-
-def search_elements() -> Table:
-    columns = ("ELEMENT_NAME", "SINGULAR", "PLURAL", "SECURED", "COUNT")
-    rows = [
-        {"ELEMENT_NAME": f"xnat:{name}", "SINGULAR": name, "PLURAL": f"{name}s", "SECURED": "true", "COUNT": ""}
-        for name in SEARCHABLE
-    ]
-    return Table(columns, rows)
-
-
-def search_fields(xsi: str) -> Table | None:
-    """The search fields of one data type, or None when it is not searchable."""
-    name = xsi.removeprefix("xnat:")
-    if name not in SEARCHABLE:
-        return None
-    columns = ("FIELD_ID", "HEADER", "SUMMARY", "TYPE", "REQUIRES_VALUE", "DESC", "ELEMENT_NAME", "SRC")
-    fields = ["INSERT_DATE", "LABEL", "PROJECT"] + ([] if name == "projectData" else ["SUBJECT_ID"])
-    rows = [
-        {
-            "FIELD_ID": f,
-            "HEADER": f.title(),
-            "SUMMARY": f"xnat:{name}.{f}",
-            "TYPE": "string",
-            "REQUIRES_VALUE": "false",
-            "DESC": "",
-            "ELEMENT_NAME": f"xnat:{name}",
-            "SRC": "0",
-        }
-        for f in fields
-    ]
-    return Table(columns, rows)

@@ -144,10 +144,8 @@ class DemoServer:
             return self._refusal(exc), [], "", ""
         if path.startswith("/app/"):
             return plain(LOGIN_PAGE, "text/html"), self._cookies(login), login.user, login.session.id
-        form = {}
-        if request.method in ("PUT", "POST"):
-            form = parse_query((await request.read()).decode("utf-8", "replace"))
-        question = Question(request.method, path, parse_query(record.query), request.headers, form)
+        body = await request.read() if request.method in ("PUT", "POST") else b""
+        question = Question(request.method, path, parse_query(record.query), request.headers, body)
         reply = self._api.answer(question, login)
         return reply, self._cookies(login), login.user, login.session.id
 
@@ -172,6 +170,9 @@ class DemoServer:
             return reply
         reply.headers["Accept-Ranges"] = "bytes"
         found = _RANGE.fullmatch(header.strip())
+        condition = request.headers.get("If-Range")
+        if condition is not None and condition != reply.headers.get("Last-Modified"):
+            return reply
         if not found or (not found.group(1) and not found.group(2)):
             return reply
         total = body.length
