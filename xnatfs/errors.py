@@ -1,19 +1,19 @@
 """Every failure a user can meet, each with the errno or exit code it ends in. Knows no HTTP and no FUSE.
 
-    XnatfsError                     a command that cannot go on: one line, a hint, an exit code (contract 1)
-    ├── UsageError          exit 2  an option, a SOURCE or a config key makes no sense
-    ├── CredentialsError    exit 3  a secrets file that others can read, a malformed netrc
-    └── FuseError           exit 5  no libfuse, no /dev/fuse, a mount point that cannot be used
-    OSError
-    └── ArchiveError                an operation on the archive failed; always carries an errno
-        ├── NotFound        ENOENT     the archive has no such thing (404)
-        ├── AccessDenied    EACCES     it is there, closed to this user (403)
-        │   └── LoginFailed EACCES     the user name or password was refused (401); exit 3
-        ├── Unavailable     EIO        no usable answer: refused, reset, 5xx after retries; exit 4
-        │   └── TimedOut    ETIMEDOUT  silence longer than the timeout
-        ├── StaleContent    ESTALE     the archive now holds another version than the one opened
-        ├── CorruptContent  EIO        short body, wrong digest, wrong Content-Range
-        └── UnexpectedReply EIO        a 200 that is not what was asked for: a login page, an empty body
+XnatfsError                     a command that cannot go on: one line, a hint, an exit code (contract 1)
+├── UsageError          exit 2  an option, a SOURCE or a config key makes no sense
+├── CredentialsError    exit 3  a secrets file that others can read, a malformed netrc
+└── FuseError           exit 5  no libfuse, no /dev/fuse, a mount point that cannot be used
+OSError
+└── ArchiveError                an operation on the archive failed; always carries an errno
+    ├── NotFound        ENOENT     the archive has no such thing (404)
+    ├── AccessDenied    EACCES     it is there, closed to this user (403)
+    │   └── LoginFailed EACCES     the user name or password was refused (401); exit 3
+    ├── Unavailable     EIO        no usable answer: refused, reset, 5xx after retries; exit 4
+    │   └── TimedOut    ETIMEDOUT  silence longer than the timeout
+    ├── StaleContent    ESTALE     the archive now holds another version than the one opened
+    ├── CorruptContent  EIO        short body, wrong digest, wrong Content-Range
+    └── UnexpectedReply EIO        a 200 that is not what was asked for: a login page, an empty body
 """
 
 from __future__ import annotations
