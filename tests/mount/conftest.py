@@ -6,7 +6,9 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import pytest
 from tests.helpers.fake_vfs import FakeMount
 from tests.helpers.mounting import detach, is_mounted
 
-TEMPORARY_USER = "xnatfs-test"
+TEMPORARY_USER = f"xnatfs-test-{os.getpid()}"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -77,11 +79,10 @@ class OrdinaryUser:
     uid: int
     gid: int
     home: Path
+    become: tuple[str, ...]  # the command in front of a command of this user
 
     def command(self, *arguments: str) -> list[str]:
-        if os.getuid() != 0:
-            return list(arguments)
-        return ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", *arguments]
+        return [*self.become, *arguments]
 
 
 @pytest.fixture
@@ -98,6 +99,25 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
             mode = os.stat("/dev/fuse").st_mode & 0o777
             stack.callback(os.chmod, "/dev/fuse", mode)
             os.chmod("/dev/fuse", 0o666)
+            stack.callback(_end_processes_of, account.pw_uid)
+            stack.callback(detach, home / "mnt")
+            become = _become(account)
         else:
-            account = pwd.getpwuid(os.getuid())
-        yield OrdinaryUser(account.pw_name, account.pw_uid, account.pw_gid, home)
+            account, become = pwd.getpwuid(os.getuid()), ()
+        yield OrdinaryUser(account.pw_name, account.pw_uid, account.pw_gid, home, become)
+
+
+def _end_processes_of(uid: int) -> None:
+    """Kill what a test that failed has left running: userdel refuses otherwise."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and process.stat().st_uid == uid:
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def _become(account: pwd.struct_passwd) -> tuple[str, ...]:
+    """How root turns into ``account``. A Python below /root may be read and run, and nothing else, by capability."""
+    user = ("setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups")
+    command = ["/bin/sh", "-c", '"$0" -c ""', sys.executable]  # setpriv itself still has root's capabilities
+    plain = subprocess.run([*user, *command], capture_output=True, check=False)
+    return user if plain.returncode == 0 else (*user, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")

@@ -24,6 +24,7 @@ DEVICE = Path("/dev/fuse")
 ANSWER_LIMIT_S = 5.0  # how long a mounted tree may take to say that it is alive; a guess
 FUSERMOUNT_LIMIT_S = 20.0
 HOLDERS_SHOWN = 5
+MAX_LINKS = 40  # as the kernel's own limit
 MNT_DETACH = 2  # linux/fs.h
 
 OWN_TYPE = "fuse.xnatfs"
@@ -41,9 +42,16 @@ class Mounted:
 
 
 def resolve(path: Path) -> Path:
-    """Absolute and without symlinks, also where the last part is a dead mount."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute keeps "..")
-    return Path(os.path.realpath(absolute.parent)) / absolute.name if absolute.name else absolute
+    """Absolute and without symlinks. Does not ask the file system mounted there, as ``realpath`` would: it may hang."""
+    for _ in range(MAX_LINKS):
+        absolute = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+        parent, name = os.path.split(absolute)
+        found = Path(os.path.realpath(parent)) / name
+        try:
+            path = found.parent / os.readlink(found)  # noqa: PTH115 (no upcall for the root of a mount)
+        except OSError:
+            return found
+    return path
 
 
 def find_mount(path: Path) -> Mounted | None:
