@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
 import subprocess
 import zipfile
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -307,3 +310,28 @@ def test_if_range_with_another_date_gives_the_whole_file(server: DemoServer, htt
     same, other = "Tue, 05 Mar 2024 10:20:30 GMT", "Tue, 05 Mar 2024 10:20:31 GMT"
     assert http.get(url, headers={"Range": "bytes=0-9", "If-Range": same}).status_code == 206
     assert http.get(url, headers={"Range": "bytes=0-9", "If-Range": other}).status_code == 200
+
+
+def test_a_plain_directory_index_leads_to_the_same_bytes(
+    server: DemoServer, http: requests.Session, tmp_path: Path
+) -> None:
+    row = row_of(server, "DEMO", "T1w-0007.dcm")
+    assert 'href="BIG/"' in http.get(f"{server.url}/index/").text
+    page = http.get(f"{server.url}/index/DEMO/DEMO_001_MR1/3/BIDS/")
+    assert 'href="events/"' in page.text
+    assert http.get(f"{server.url}/index/DEMO/DEMO_001_MR1/3/BIDS/events/run-1/events.tsv").text.startswith("onset")
+    got = http.get(f"{server.url}/index/DEMO/DEMO_001_MR1/1/DICOM/T1w-0007.dcm").content
+    assert hashlib.md5(got).hexdigest() == row["md5"]
+    assert http.get(f"{server.url}/index/PRIVATE/").status_code == 404
+
+
+@pytest.mark.tools
+@pytest.mark.skipif(shutil.which("rclone") is None, reason="rclone is not installed")
+def test_rclone_copies_from_the_index(server: DemoServer, tmp_path: Path) -> None:
+    login = "Authorization,Basic ZGVtbzpkZW1v"
+    url = f"{server.url}/index/DEMO/DEMO_001_MR1/"
+    command = ["rclone", "copy", ":http:", str(tmp_path), "--http-url", url, "--http-headers", login, "-q"]
+    subprocess.run(command, check=True, env={**os.environ, "RCLONE_CONFIG": "/dev/null"}, timeout=60)
+    truth = {r["md5"] for r in server.truth("DEMO") if r["experiment"] == "DEMO_001_MR1" and r["area"] == "scans"}
+    copied = {hashlib.md5(path.read_bytes()).hexdigest() for path in tmp_path.rglob("*") if path.is_file()}
+    assert copied == truth

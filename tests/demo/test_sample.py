@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def test_the_large_files_are_valid_nifti(server: DemoServer, http: requests.Sess
 
 
 @pytest.mark.tools
+@pytest.mark.skipif(shutil.which("dcm2niix") is None, reason="dcm2niix is not installed")
 def test_dcm2niix_converts_a_series_of_the_sample(server: DemoServer, http: requests.Session, tmp_path: Path) -> None:
     fetch(server, http, rows_of(server, "DEMO", "DEMO_001_MR1", "1", "DICOM"), tmp_path)
     done = subprocess.run(["dcm2niix", "-f", "out", "-o", str(tmp_path), str(tmp_path)], capture_output=True, text=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import parse_qsl, unquote
 
-from xnatfs.demo import documents, listings, schema, search, selection, tables, zips
+from xnatfs.demo import documents, index, listings, schema, search, selection, tables, zips
 from xnatfs.demo.auth import GUEST, Gate, Login, Refused
 from xnatfs.demo.listings import QueryFailed
 from xnatfs.demo.records import Archive, File, Holder, Project
@@ -88,6 +88,9 @@ class Api:
             return home_page(login.user, login.user == GUEST)
         if path.startswith("/xapi/"):
             return self._xapi(path, login)
+        if path.startswith(index.PREFIX):
+            found = index.look_up(self.archive, login.user, path)
+            return plain(found, "text/html") if isinstance(found, bytes) else _file_reply(question, *found)
         below = data_path(path)
         if below is None:
             raise NotFound("The server has not found anything matching the request URI.")
