@@ -45,7 +45,7 @@ class ReadPattern:
 
 
 def request_stop(start: int, stop: int, size: int, window: int) -> int:
-    """Where a request that must contain [start, stop) of a file should end: whole grains; the rest when it is little."""
+    """Where a request that contains [start, stop) of a file should end: whole grains; the rest when it is little."""
     if window >= STREAM_FROM:
         return size
     wanted = max(stop, start + 4 * window)
