@@ -9,8 +9,12 @@ from __future__ import annotations
 import functools
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xnatfs.demo.contents import BytesContent, Content, FileContent, MadeContent, doubled_tile
+
+if TYPE_CHECKING:
+    import pydicom
 
 _UID_ROOT = "1.2.826.0.1.3680043.8.498.20240305"
 _PLACE_UID = "1.2.826.0.1.3680043.8.498.99.99.9999999"  # what a template's files replace, length for length
@@ -51,8 +55,10 @@ def dicom_series(source: str, slices: int, series: int, description: str) -> tup
     return tuple(made)
 
 
-def _name_slice(dataset: "pydicom.Dataset", series: int, number: int, slices: int, description: str) -> None:  # type: ignore[name-defined]  # noqa: F821, UP037 - pydicom is imported lazily
-    uid = f"{_UID_ROOT}.{series}.{number}"
+def _name_slice(dataset: pydicom.Dataset, series: int, number: int, slices: int, description: str) -> None:
+    from pydicom.uid import UID
+
+    uid = UID(f"{_UID_ROOT}.{series}.{number}")
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
     dataset.StudyInstanceUID = f"{_UID_ROOT}.1"
     dataset.SeriesInstanceUID = f"{_UID_ROOT}.{series}"
