@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xnatfs.config import MountConfig
 from xnatfs.errors import CorruptContent, FuseError, StaleContent
-from xnatfs.frontends import fuse_binding
-from xnatfs.frontends.fuse_binding import Opened
+from xnatfs.frontends.fuse_binding import Library, load
+from xnatfs.frontends.fuse_session import Opened, Session
 from xnatfs.frontends.mountpoint import detach
 
 if TYPE_CHECKING:
@@ -214,24 +214,16 @@ def mount(
     Raises:
         FuseError: no libfuse, or the mount was refused.
     """
-    library = fuse_binding.load(config.fuse)
+    library = load(config.fuse)
     uid = os.getuid() if config.uid is None else config.uid
     gid = os.getgid() if config.gid is None else config.gid
     packer = library.attribute_packer(uid, gid, config.umask)
-    session = fuse_binding.Session(library, Operations(vfs, packer.pack))
-    outside = mountpoint.stat().st_dev
-
-    def announce() -> None:
-        if session.wait_until_mounted() and mountpoint.stat().st_dev != outside:
-            messages.pass_on()
-            _widen_read_ahead(mountpoint)
-            if ready is not None:
-                ready()
-
+    session = Session(library, Operations(vfs, packer.pack))
     # libfuse's own signal handlers wait for calls under way, however long; so a thread of ours takes the signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     messages = LibfuseMessages()
-    threading.Thread(target=announce, name="mount-ready", daemon=True).start()
+    arrival = _Arrival(session, mountpoint, messages, ready)
+    threading.Thread(target=arrival.announce, name="mount-ready", daemon=True).start()
     threading.Thread(target=_stop_on_signal, args=(session, vfs, mountpoint), name="signals", daemon=True).start()
     try:
         session.run(str(mountpoint), _options(library, config, fsname))
@@ -240,9 +232,39 @@ def mount(
     finally:
         messages.pass_on()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if arrival.failure:
+        raise FuseError(f"mount {mountpoint}: {arrival.failure}")
 
 
-def _options(library: fuse_binding.Library, config: MountConfig, fsname: str) -> dict[str, object]:
+class _Arrival:
+    """Watches a mount come up, from a thread of its own: asks it for its top directory, then tells the caller."""
+
+    def __init__(
+        self, session: Session, mountpoint: Path, messages: LibfuseMessages, ready: Callable[[], None] | None
+    ) -> None:
+        self._session = session
+        self._mountpoint = mountpoint
+        self._messages = messages
+        self._ready = ready
+        self._outside = mountpoint.stat().st_dev
+        self.failure = ""
+
+    def announce(self) -> None:
+        if not self._session.wait_until_mounted():
+            return
+        self._messages.pass_on()
+        try:
+            if self._mountpoint.stat().st_dev == self._outside:
+                raise OSError(errno.ENODEV, "it was mounted, but does not show there")
+            _widen_read_ahead(self._mountpoint)
+            if self._ready is not None:
+                self._ready()
+        except OSError as exc:
+            self.failure = str(exc.strerror)
+            self._session.stop()
+
+
+def _options(library: Library, config: MountConfig, fsname: str) -> dict[str, object]:
     options: dict[str, object] = {
         "ro": True,
         "fsname": fsname.replace("\\", "\\\\").replace(",", "\\,"),
@@ -267,7 +289,7 @@ def _widen_read_ahead(mountpoint: Path) -> None:
         knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
 
 
-def _stop_on_signal(session: fuse_binding.Session, vfs: ArchiveVFS, mountpoint: Path) -> None:
+def _stop_on_signal(session: Session, vfs: ArchiveVFS, mountpoint: Path) -> None:
     """Wait for a signal, then end the session: gently, by closing the VFS under calls that hang, at last by leaving."""
     number = signal.sigwait(STOP_SIGNALS)
     log.info("signal %d: unmounting %s", number, mountpoint)

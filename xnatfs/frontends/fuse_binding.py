@@ -1,93 +1,25 @@
-"""Moves values between libfuse's C structures and ``fuse.Operations``: the only importer of fusepy and mfusepy.
+"""Finds libfuse and describes its structures: the only importer of fusepy and mfusepy.
 
-Knows no archive and no tree. One ``Session`` class serves both libraries: mfusepy on libfuse 3, fusepy on libfuse 2.
-libfuse calls it from threads of its own, as many at once as there are requests; it adds no lock.
-
-What it does differently from the bindings' own ``FUSE`` class, and why (each measured with both):
-
-- Every exception becomes an errno, EIO where it carries none. fusepy 3.0.1 replies to an ``OSError`` without errno
-  with a short read, and the kernel takes that for the end of the file.
-- Python's thread state is kept for each libfuse thread; ctypes makes and destroys one in every callback otherwise,
-  which costs an mmap, a munmap and two thirds of a getattr.
-- Reads go straight into libfuse's buffer; attributes are copied in one piece; on libfuse 3 a directory's entries
-  bring their attributes along (readdirplus), which saves one lookup a file.
+mfusepy on libfuse 3, fusepy on libfuse 2. Answers no request (``fuse_session`` does) and keeps no state. Any thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import importlib
-import itertools
-import logging
 import os
-import signal
 import stat
 import struct
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
-from xnatfs.errors import ArchiveError, FuseError
-
-log = logging.getLogger(__name__)
+from xnatfs.errors import FuseError
 
 SONAMES = {3: ("libfuse3.so.4", "libfuse3.so.3"), 2: ("libfuse.so.2",)}
 MODULES = {3: "mfusepy", 2: "fuse"}
 INSTALL_HINT = "install libfuse; on Debian or Ubuntu: sudo apt install fuse3 libfuse3-3"
-
-MAX_BACKGROUND = 64
-"""Asynchronous (read-ahead) requests that the kernel may have under way. Its own limit of 12 leaves parallel readers of
-a server 20 ms away at a fifth of the speed (41 against 192 MB/s, 8 readers)."""
-
-MAX_PINS = 4096
-"""Threads whose Python state is kept for good, at about 5 KB. libfuse 3 does not end its threads; libfuse 2 ends those
-beyond ten idle ones, so the number must have an end: 20 MB, after which new threads go the slow way."""
-
-WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
-FILL_DIR_PLUS = 2  # libfuse 3, enum fuse_fill_dir_flags: the attributes passed are complete
-READDIR_PLUS = 1  # libfuse 3, enum fuse_readdir_flags: the kernel takes attributes with this reply
-BUFFER_WRITABLE = 0x200  # CPython, PyBUF_WRITE
-
-WRITES = (
-    *("mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "chmod", "chown", "truncate", "ftruncate"),
-    *("utimens", "create", "write", "fallocate", "setxattr", "removexattr"),
-)
-"""Operations that change something. On a read-only mount the kernel refuses them before they get here."""
-
-READS = ("getattr", "open", "read", "release", "opendir", "readdir", "releasedir", "statfs", "getxattr", "listxattr")
-"""The other operations that are answered. The kernel stops asking for what is not registered (flush, access)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The reply to open. ``fh`` names the handle in later calls."""
-
-    fh: int
-    keep_cache: bool
-    direct_io: bool
-
-
-class Answers(Protocol):
-    """What a session asks of ``fuse.Operations``. Paths are absolute; attributes are bytes of ``AttributePacker``."""
-
-    def getattr(self, path: str) -> bytes: ...
-    def open(self, path: str) -> Opened: ...
-    def read_into(self, fh: int, offset: int, buffer: memoryview) -> int: ...
-    def release(self, fh: int) -> None: ...
-    def opendir(self, path: str) -> int: ...
-
-    def entries(self, fh: int, start: int, plus: bool) -> Iterable[tuple[bytes, bytes | None, bool]]:
-        """(name, attributes, are they complete) from entry ``start`` on; the next is taken once this one was sent."""
-        ...
-
-    def releasedir(self, fh: int) -> None: ...
-    def statfs(self) -> Mapping[str, int]: ...
-    def getxattr(self, path: str, name: str) -> bytes: ...
-    def listxattr(self, path: str) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +32,14 @@ class Library:
     @property
     def major(self) -> int:
         return self.version[0]
+
+    def current_handle(self) -> ctypes.c_void_p:
+        """``struct fuse *`` of the mount that the calling thread, one of libfuse's own, works for."""
+        return ctypes.c_void_p(self.module._libfuse.fuse_get_context().contents.fuse)
+
+    def exit(self, handle: ctypes.c_void_p) -> None:
+        """Tell a mount's main loop to end once it looks; ``handle`` must be alive."""
+        self.module._libfuse.fuse_exit(handle)
 
     def attribute_packer(self, uid: int, gid: int, umask: int) -> AttributePacker:
         return AttributePacker(self.module.c_stat, uid, gid, umask)
@@ -185,7 +125,7 @@ def _template(layout: Any, mode: int, uid: int, gid: int) -> bytes:
     return bytes(layout(st_mode=mode, st_nlink=1, st_uid=uid, st_gid=gid, st_blksize=4096))
 
 
-class _ConnInfo2(ctypes.Structure):
+class ConnInfo2(ctypes.Structure):
     """``struct fuse_conn_info`` of libfuse 2.9, which fusepy does not describe."""
 
     _fields_ = [
@@ -197,216 +137,7 @@ class _ConnInfo2(ctypes.Structure):
 
 
 # fuse_fill_dir_t, with the attributes as plain memory: a bytes object is passed without a copy.
-_FILLERS = {
+FILLERS = {
     2: ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64),
     3: ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
 }
-
-_memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
-    ("PyMemoryView_FromMemory", ctypes.pythonapi)
-)
-
-
-class Session:
-    """One mount, from ``run`` until it is unmounted. ``run`` belongs to the main thread, the rest to any other."""
-
-    def __init__(self, library: Library, answers: Answers) -> None:
-        self._library = library
-        self._fuse_class = _fuse_class(library, answers, self._on_init, self._on_destroy)
-        self._lock = threading.Lock()
-        self._handle: ctypes.c_void_p | None = None  # guarded by _lock: struct fuse *, while there is one
-        self._settled = threading.Event()
-        self._finished = threading.Event()
-
-    def run(self, mountpoint: str, options: Mapping[str, object]) -> None:
-        """Mount and answer until unmounted.
-
-        Raises:
-            RuntimeError: libfuse refused; it has said why on the file descriptor 2.
-        """
-        registered = dict.fromkeys(("destroy", *READS, *WRITES), True)
-        operations = SimpleNamespace(use_ns=True, init=lambda _path: None, **registered)
-        signal.signal(signal.SIGUSR1, _wake)  # for good: a late nudge must find it
-        try:
-            self._fuse_class(operations, mountpoint, foreground=True, **options)
-        finally:
-            self._finished.set()
-            self._settled.set()
-
-    def wait_until_mounted(self) -> bool:
-        """Wait until the kernel talks to us; False when the mount was refused or is over already."""
-        self._settled.wait()
-        return not self._finished.is_set()
-
-    def wait_until_finished(self, timeout_s: float) -> bool:
-        return self._finished.wait(timeout_s)
-
-    def stop(self) -> None:
-        """Make ``run`` unmount and return once the calls under way are answered. Returns at once; may be repeated."""
-        with self._lock:
-            if self._handle is not None:
-                self._library.module._libfuse.fuse_exit(self._handle)
-        if not self._finished.is_set():
-            # libfuse's main thread sits in sem_wait and looks at nothing until a signal handler interrupts it.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-    def _on_init(self) -> None:
-        context = self._library.module._libfuse.fuse_get_context()
-        with self._lock:
-            self._handle = ctypes.c_void_p(context.contents.fuse)
-        self._settled.set()
-
-    def _on_destroy(self) -> None:
-        with self._lock:
-            self._handle = None
-
-
-def _wake(_number: int, _frame: object) -> None:
-    """Nothing: that a handler runs at all ends ``sem_wait``."""
-
-
-_thread = threading.local()
-_pins = itertools.count()
-_ensure_gil_state = ctypes.PYFUNCTYPE(ctypes.c_int)(("PyGILState_Ensure", ctypes.pythonapi))
-
-
-def _pin_thread() -> None:
-    """Keep this thread's Python state: one Ensure without its Release."""
-    _thread.pinned = True
-    if next(_pins) < MAX_PINS:
-        _ensure_gil_state()
-
-
-def _answer(function: Callable[..., int | None], *args: Any) -> int:
-    """Call one operation and make its outcome an answer: a count, 0, or a negative errno. Lets nothing through."""
-    try:
-        _thread.pinned  # noqa: B018 (one look-up is all that a pinned thread pays)
-    except AttributeError:
-        _pin_thread()
-    try:
-        return function(*args) or 0
-    except OSError as exc:
-        return -_errno_of(function.__name__, exc)
-    except UnicodeDecodeError:
-        return -errno.ENOENT  # names here are UTF-8, so this one is not
-    except BaseException:  # one that reached C would be lost, and the caller told "done"
-        log.exception("%s failed, answered with EIO", function.__name__)
-        return -errno.EIO
-
-
-def _errno_of(operation: str, exc: OSError) -> int:
-    if not isinstance(exc.errno, int) or exc.errno <= 0:
-        log.error("%s failed, answered with EIO", operation, exc_info=exc)
-        return errno.EIO
-    degraded = isinstance(exc, ArchiveError) and exc.errno in (errno.EIO, errno.ETIMEDOUT)
-    log.log(logging.WARNING if degraded else logging.DEBUG, "%s: %s", operation, exc)
-    return exc.errno
-
-
-def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None], on_destroy: Callable[[], None]) -> Any:
-    """A subclass of the binding's ``FUSE`` whose callbacks ask ``answers``."""
-    base: Any = library.module.FUSE
-    stat_size = ctypes.sizeof(library.module.c_stat)
-    filler_type = _FILLERS[library.major]
-    memmove, cast = ctypes.memmove, ctypes.cast
-    read_into = answers.read_into
-
-    def getattr_(_self: Any, path: bytes, buf: Any, _fip: Any = None) -> None:
-        memmove(buf, answers.getattr(path.decode()), stat_size)
-
-    def open_(_self: Any, path: bytes, fip: Any) -> int:
-        info = fip.contents
-        if info.flags & WRITE_FLAGS:
-            return -errno.EROFS
-        opened = answers.open(path.decode())
-        info.fh, info.keep_cache, info.direct_io = opened.fh, opened.keep_cache, opened.direct_io
-        return 0
-
-    def read(_self: Any, _path: bytes, buf: Any, size: int, offset: int, fip: Any) -> int:
-        return read_into(fip.contents.fh, offset, _memory(buf, size, BUFFER_WRITABLE))
-
-    def release(_self: Any, _path: bytes, fip: Any) -> None:
-        answers.release(fip.contents.fh)
-
-    def opendir(_self: Any, path: bytes, fip: Any) -> None:
-        fip.contents.fh = answers.opendir(path.decode())
-
-    def readdir_2(_self: Any, _path: bytes, buf: Any, filler: Any, _offset: int, fip: Any) -> None:
-        # Offsets of 0: libfuse keeps the whole directory and pages through it by itself.
-        fill = cast(filler, filler_type)
-        for name, attributes, _ in answers.entries(fip.contents.fh, 0, False):
-            if fill(buf, name, attributes, 0):
-                break
-
-    def readdir_3(_self: Any, _path: bytes, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> None:
-        # Offsets from 1: libfuse drops the attributes of entries that come without one.
-        fill, plus = cast(filler, filler_type), bool(flags & READDIR_PLUS)
-        entries = answers.entries(fip.contents.fh, offset, plus)
-        for number, (name, attributes, complete) in enumerate(entries, offset + 1):
-            if fill(buf, name, attributes, number, FILL_DIR_PLUS if plus and complete else 0):
-                break
-
-    def releasedir(_self: Any, _path: bytes, fip: Any) -> None:
-        answers.releasedir(fip.contents.fh)
-
-    def statfs(_self: Any, _path: bytes, buf: Any) -> None:
-        for name, value in answers.statfs().items():
-            setattr(buf.contents, name, value)
-
-    def getxattr(_self: Any, path: bytes, name: bytes, buf: Any, size: int) -> int:
-        return _copy_out(answers.getxattr(path.decode(), name.decode()), buf, size)
-
-    def listxattr(_self: Any, path: bytes, buf: Any, size: int) -> int:
-        names = answers.listxattr(path.decode())
-        return _copy_out(b"".join(name.encode() + b"\0" for name in names), buf, size)
-
-    def read_only(_self: Any, *_args: Any) -> int:
-        return -errno.EROFS
-
-    def init_2(_self: Any, conn: int) -> None:
-        _widen(_ConnInfo2.from_address(conn))
-        on_init()
-
-    def init_3(self: Any, conn: Any, config: Any) -> None:
-        base.init_fuse_3(self, conn, config)  # mfusepy sets use_ino in config here
-        _widen(conn.contents)
-        on_init()
-
-    def destroy(_self: Any, _private_data: Any) -> None:
-        on_destroy()
-
-    methods: dict[str, Callable[..., Any]] = {
-        "getattr": getattr_,
-        "fgetattr": getattr_,
-        "open": open_,
-        "read": read,
-        "release": release,
-        "opendir": opendir,
-        "readdir": readdir_3 if library.major == 3 else readdir_2,
-        "releasedir": releasedir,
-        "statfs": statfs,
-        "getxattr": getxattr,
-        "listxattr": listxattr,
-        "init": init_3 if library.major == 3 else init_2,
-        "destroy": destroy,
-        **dict.fromkeys(WRITES, read_only),
-    }
-    # mfusepy calls an operation whose arguments differ between the libraries by a name with this suffix.
-    suffix = f"_fuse_{library.major}"
-    named = {name + suffix if hasattr(base, name + suffix) else name: function for name, function in methods.items()}
-    return type("Fuse", (base,), {**named, "_wrapper": staticmethod(_answer)})
-
-
-def _widen(conn: Any) -> None:
-    conn.max_background = MAX_BACKGROUND
-    conn.congestion_threshold = MAX_BACKGROUND * 3 // 4  # the kernel's own proportion
-
-
-def _copy_out(value: bytes, buf: Any, size: int) -> int:
-    """Answer for extended attributes: a size of 0 asks how much room is needed."""
-    if size == 0:
-        return len(value)
-    if len(value) > size:
-        return -errno.ERANGE
-    ctypes.memmove(buf, value, len(value))
-    return len(value)
