@@ -190,7 +190,7 @@ def test_filters_leave_out_what_does_not_match(connect: Connect) -> None:
     scans, listing = walk(archive, "DEMO", "DEMO_001", "DEMO_001_MR1", "scans")
     [scan] = listing.children[scans.key]
     assert scan.name == "1-T1w"
-    assert [one.name for one in listing.children[scan.key]] == ["NIFTI"]
+    assert [one.name for one in listing.children[scan.key] if not one.hidden] == ["NIFTI"]
 
 
 def test_names_by_id_show_ids_and_find_labels(connect: Connect) -> None:

@@ -18,6 +18,7 @@ from tests.helpers.truth import project_truth
 from xnatfs.archives.base import Archive, RangeStream
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.xnat_tables import listing_id
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing
@@ -80,7 +81,9 @@ def xnat_case(server: DemoServer) -> Case:
     truth = project_truth(server.truth(project="DEMO", md5="all"))
     files = {path.removeprefix(prefix): (f.size, f.md5) for path, f in truth.items() if path.startswith(prefix)}
     sample = max((path for path, (size, _) in files.items() if size < 1 << 20), key=lambda path: files[path][0])
-    gone = Entry("GONE", "/data/experiments/GONE", True, listing="session:GONE")
+    gone = Entry(
+        "GONE", "/data/experiments/GONE", True, listing=listing_id("session", id="GONE", project="DEMO", label="GONE")
+    )
     return Case(archive, "DEMO/DEMO_002", files, sample, lambda: len(server.log()["requests"]), gone)
 
 

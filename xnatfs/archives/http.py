@@ -253,16 +253,32 @@ class HttpClient:
 
     def get_text(self, path: str, params: Mapping[str, str] | None = None) -> str:
         """A document as text: UTF-8, or Latin-1 where that fails (XNAT writes in its JVM's default charset)."""
+        data = self.get_bytes(path, params)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return data.decode("latin-1")
+
+    def get_bytes(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        """A document as it was sent, whole."""
 
         def read() -> bytes:
             with self.get(path, params) as reply:
                 return self._document(reply, path)
 
-        data = self._retrying(read, f"GET {path}")
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            return data.decode("latin-1")
+        return self._retrying(read, f"GET {path}")
+
+    def post_search(self, path: str, params: Mapping[str, str], document: bytes) -> bytes:
+        """The answer to a search, whole. A POST because the question is a document: it changes nothing."""
+
+        def read() -> bytes:
+            reply = self._send("POST", path, params, {"Content-Type": "text/xml"}, document)
+            try:
+                return self._document(reply, path)
+            finally:
+                reply.close()
+
+        return self._retrying(read, f"POST {path}")
 
     def _document(self, reply: Reply, path: str) -> bytes:
         if reply.status != 200:
@@ -316,17 +332,24 @@ class HttpClient:
 
     # --- one request -------------------------------------------------------------------------------------------
 
-    def _send(self, method: str, path: str, params: Mapping[str, str] | None, headers: Mapping[str, str]) -> Reply:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+    ) -> Reply:
         """Send with the session of the moment; once more with a new one when the server has forgotten it."""
         url = self._base_url + path
         for attempt in (1, 2):
             account_headers, generation = self._account.headers()
-            reply = self._exchange(method, url, params, {**account_headers, **headers})
+            reply = self._exchange(method, url, params, {**account_headers, **headers}, body)
             location = reply.headers.get("Location", "")
             if reply.status in (301, 302, 303, 307, 308) and not _is_login_page(location):
                 url = self._redirected(reply, url, location)
                 params = None
-                reply = self._exchange(method, url, params, {**account_headers, **headers})
+                reply = self._exchange(method, url, params, {**account_headers, **headers}, body)
             if reply.status == 401 or (
                 reply.status in (302, 303) and _is_login_page(reply.headers.get("Location", ""))
             ):
@@ -347,13 +370,21 @@ class HttpClient:
             return AccessDenied(f"{path}: the archive wants a login", "set XNAT_USER and XNAT_PASS, or use ~/.netrc")
         return LoginFailed(f"{path}: the archive refused this account", "check the account in a browser")
 
-    def _exchange(self, method: str, url: str, params: Mapping[str, str] | None, headers: Mapping[str, str]) -> Reply:
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+    ) -> Reply:
         session = self._lend()
         try:
             response = session.request(
                 method,
                 url,
                 params=params,
+                data=body,
                 headers=dict(headers),
                 stream=True,
                 allow_redirects=False,

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from hashlib import md5
 from urllib.parse import quote
 
 import pyxnat
 import requests
+from pyxnat.core.search import build_search_document
 from requests.auth import HTTPBasicAuth
 
+from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http import (
     Account,
     HttpClient,
@@ -27,17 +30,27 @@ from xnatfs.archives.http import (
     raise_for_status,
     raise_translated,
 )
+from xnatfs.archives.xnat_documents import (
+    EXPERIMENT_COLUMNS,
+    SUBJECT_COLUMNS,
+    BytesBody,
+    DocumentStore,
+    is_document,
+    made,
+    split_key,
+)
 from xnatfs.archives.xnat_tables import (
     SITE,
     Row,
     experiment_listing,
-    lower_keys,
+    item_path,
+    parse_listing_id,
     project_listing,
     resources_listing,
     site_listing,
 )
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
-from xnatfs.errors import LoginFailed, StaleContent, Unavailable, UnexpectedReply
+from xnatfs.errors import LoginFailed, NotFound, StaleContent, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
 
 log = logging.getLogger(__name__)
@@ -46,6 +59,7 @@ LOGOUT_S = 3.0
 """Seconds for ending the server session at unmount; it would end by itself."""
 
 JSON = {"format": "json"}
+SCAN_COLUMNS = "ID,type,xsiType,quality,series_description,note,frames,insert_date"
 
 
 class XnatArchive:
@@ -67,6 +81,7 @@ class XnatArchive:
         self._account = Account(credentials, self._log_in, http.timeout_s)
         self._http = HttpClient(base_url, http, self._account, user_agent)
         self._lock = threading.Lock()
+        self._documents = DocumentStore()
         self._side: ThreadPoolExecutor | None = None  # guarded by _lock: requests sent beside the caller's own
 
     def root(self) -> Entry:
@@ -76,48 +91,55 @@ class XnatArchive:
 
     def children(self, directory: Entry) -> Listing:
         """See ``Archive.children``. One to four requests, side by side."""
-        kind, _, name = directory.listing.partition(":")
-        if kind == SITE:
-            return site_listing(self._table("/data/projects", JSON), self._tree)
-        if kind == "project":
-            return self._project(name)
-        if kind == "resources":
-            resources, files = self._tables(
-                lambda: self._table(f"{_quoted(name)}/resources", JSON),
-                lambda: self._table(f"{_quoted(name)}/files", JSON),
-            )
-            return resources_listing(name, directory.mtime_ns, resources, files, self._tree)
-        return self._experiment(directory, name, with_scans=kind == "session")
+        return self._listing(directory.listing, directory.mtime_ns)
 
-    def _project(self, project: str) -> Listing:
+    def _listing(self, identifier: str, mtime_ns: int = 0) -> Listing:
+        kind, fields = parse_listing_id(identifier)
+        if kind == SITE:
+            listing, documents = site_listing(self._table("/data/projects", JSON), self._tree)
+        elif kind == "project":
+            listing, documents = self._project(fields["id"])
+        elif kind == "resources":
+            owner = _quoted(fields["owner"])
+            resources, files = self._tables(
+                lambda: self._table(f"{owner}/resources", JSON), lambda: self._table(f"{owner}/files", JSON)
+            )
+            return resources_listing(identifier, mtime_ns, resources, files, self._tree)
+        else:
+            listing, documents = self._experiment(identifier, mtime_ns)
+        self._documents.put(documents)
+        return listing
+
+    def _project(self, project: str) -> tuple[Listing, dict[str, bytes]]:
         path = f"/data/projects/{quote(project, safe='')}"
         subjects, experiments = self._tables(
             # ID and label together, or a shared subject shows its owner's label (ProjectSubjectList)
-            lambda: self._table(f"{path}/subjects", {**JSON, "columns": "ID,label,insert_date"}),
-            lambda: self._table(
-                f"{path}/experiments",
-                {**JSON, "columns": "ID,label,xsiType,date,subject_ID,subject_label,insert_date,last_modified"},
-            ),
+            lambda: self._table(f"{path}/subjects", {**JSON, "columns": ",".join(SUBJECT_COLUMNS)}),
+            lambda: self._table(f"{path}/experiments", {**JSON, "columns": ",".join(EXPERIMENT_COLUMNS)}),
         )
         return project_listing(project, subjects, experiments, self._tree)
 
-    def _experiment(self, directory: Entry, experiment: str, with_scans: bool) -> Listing:
-        path = f"/data/experiments/{quote(experiment, safe='')}"
+    def _experiment(self, identifier: str, mtime_ns: int) -> tuple[Listing, dict[str, bytes]]:
+        kind, fields = parse_listing_id(identifier)
+        path = f"/data/experiments/{quote(fields['id'], safe='')}"
         everything = {**JSON, "all": "true"}
         calls = [
             lambda: self._table(f"{path}/files", everything),
             lambda: self._table(f"{path}/resources", everything),
         ]
-        if with_scans:
+        if kind == "session":
             # ID is named because a scan list without it is a 500: the primary key is another column
-            calls.append(lambda: self._table(f"{path}/scans", {**JSON, "columns": "ID,type,xsiType"}))
-            calls.append(lambda: self._table(f"{path}/assessors", {**JSON, "columns": "ID,label,xsiType"}))
+            calls.append(lambda: self._table(f"{path}/scans", {**JSON, "columns": SCAN_COLUMNS}))
+            calls.append(
+                lambda: self._table(f"{path}/assessors", {**JSON, "columns": "ID,label,xsiType,date,insert_date"})
+            )
         tables = self._tables(*calls)
         return experiment_listing(
-            directory.listing,
-            directory.mtime_ns,
-            scans=tables[2] if with_scans else None,
-            assessors=tables[3] if with_scans else [],
+            identifier,
+            mtime_ns,
+            scans=tables[2] if kind == "session" else [],
+            assessors=tables[3] if kind == "session" else [],
+            reconstructions=[],
             resources=tables[1],
             files=tables[0],
             config=self._tree,
@@ -152,10 +174,59 @@ class XnatArchive:
             raise UnexpectedReply(
                 f"GET {path}: {what} in place of a table", "is this an XNAT server of version 1.7 or later?"
             )
-        return lower_keys(rows)
+        return [Row(row) for row in rows]
+
+    # --- documents ---------------------------------------------------------------------------------------------
+
+    def _document(self, key: str) -> bytes:
+        """The bytes of a document: as announced if they are still here, else made again."""
+        data = self._documents.get(key)
+        if data is not None:
+            return data
+        listing, what = split_key(key)
+        kind, _, name = what.partition(" ")
+        if kind == "search":
+            data = self._search(parse_listing_id(listing)[1]["id"], name)
+        elif kind == "item.xml":
+            data = self._http.get_bytes(_quoted(item_path(name)), {"format": "xml"})
+            if not data.lstrip().startswith(b"<?xml") or b"<html" in data[:500].lower():
+                raise UnexpectedReply(f"GET {name}: no XML document", "a login or agreement page? open it in a browser")
+        else:
+            self._listing(listing)
+            data = self._documents.get(key)
+            if data is None:
+                raise NotFound(f"{name}: no longer listed")
+        self._documents.put({key: data})
+        return data
+
+    def _search(self, project: str, xsi_type: str) -> bytes:
+        """Every search field of a data type as CSV: one row an experiment of the project, or shared into it."""
+        elements = self._table(f"/data/search/elements/{quote(xsi_type, safe=':')}", JSON)
+        columns = [
+            f"{row.get('element_name') or xsi_type}/{row['field_id']}"
+            for row in elements
+            if row.get("field_id") and row.get("requires_value", "").lower() != "true"
+        ]
+        if not columns:
+            raise UnexpectedReply(f"search for {xsi_type}: the server names no fields")
+        of_project = [
+            (f"{xsi_type}/project", "=", project),
+            (f"{xsi_type}/sharing/share/project", "=", project),
+            "OR",
+        ]
+        document: bytes = build_search_document(xsi_type, columns, [of_project, "AND"])
+        data = self._http.post_search("/data/search", {"format": "csv"}, document)
+        header = data.partition(b"\n")[0].decode("latin-1").lower()
+        if not any(column.rpartition("/")[2].lower() in header for column in columns):
+            raise UnexpectedReply(f"search for {xsi_type}: no table came back")
+        return data
 
     def stat(self, entry: Entry) -> Entry:
-        """See ``Archive.stat``. One HEAD request."""
+        """See ``Archive.stat``. One HEAD request; a document is made."""
+        if is_document(entry.key):
+            data = self._document(entry.key)
+            known = made(entry.name, entry.key, data, entry.mtime_ns)
+            return replace(entry, size=known.size, version=known.version, digest=known.digest)
         headers = self._http.head(_quoted(entry.key))
         length = headers.get("Content-Length", "")
         if not length.isdigit():
@@ -170,8 +241,13 @@ class XnatArchive:
 
     # --- bytes -------------------------------------------------------------------------------------------------
 
-    def open_range(self, entry: Entry, start: int, stop: int) -> HttpBody:
+    def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
         """See ``Archive.open_range``. XNAT ignores Range and sends 200 with the whole file; a proxy may honour it."""
+        if is_document(entry.key):
+            data = self._document(entry.key)
+            if len(data) != entry.size or md5(data, usedforsecurity=False).hexdigest() != entry.digest:
+                raise StaleContent(f"{entry.name}: has changed on the server", "open it again")
+            return BytesBody(data)
         reply = self._http.open(_quoted(entry.key), {"Range": f"bytes={start}-{stop - 1}"})
         try:
             return _checked_body(reply, entry, start, stop)

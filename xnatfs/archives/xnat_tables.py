@@ -7,50 +7,117 @@ server sent them (facts: every cell is a string, a null is "", column names come
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
+from urllib.parse import parse_qsl, urlencode
 
+from xnatfs.archives.xnat_documents import (
+    EXPERIMENT_COLUMNS,
+    SUBJECT_COLUMNS,
+    document_key,
+    made,
+    row_json,
+    table_csv,
+    unmade,
+)
 from xnatfs.config import TreeConfig
 from xnatfs.model import Entry, Listing
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, str]
-
 SITE = "site"
 
 
-def lower_keys(rows: Iterable[Mapping[str, object]]) -> list[Row]:
-    """Rows with lower-case keys and text values: XNAT changes the case of aliases between versions and tables."""
-    return [{key.lower(): "" if value is None else str(value) for key, value in row.items()} for row in rows]
+class Row(dict[str, str]):
+    """A row with lower-case keys and text values: XNAT changes the case of aliases between versions and tables.
+
+    Attributes:
+        sent: The row as the server sent it.
+    """
+
+    def __init__(self, sent: Mapping[str, object]) -> None:
+        super().__init__({key.lower(): "" if value is None else str(value) for key, value in sent.items()})
+        self.sent = sent
 
 
-def site_listing(projects: Iterable[Row], config: TreeConfig) -> Listing:
-    """The projects that the account may see."""
-    entries = tuple(
-        Entry(
-            name=row["id"],
-            key=f"/data/projects/{row['id']}",
-            is_dir=True,
-            id=row["id"],
-            listing=f"project:{row['id']}",
-            xsi_type="xnat:projectData",
+def listing_id(kind: str, **fields: str) -> str:
+    """The id of a listing: what it is about, and what must be known to ask for it again."""
+    return f"{kind}:{urlencode(fields)}"
+
+
+def parse_listing_id(text: str) -> tuple[str, dict[str, str]]:
+    kind, _, fields = text.partition(":")
+    return kind, dict(parse_qsl(fields, keep_blank_values=True))
+
+
+class _Listing:
+    """A listing being made, with the documents that come for free with it."""
+
+    def __init__(self, identifier: str) -> None:
+        self.id = identifier
+        self.children: dict[str, tuple[Entry, ...]] = {}
+        self.documents: dict[str, bytes] = {}
+
+    def item(self, owner: str, row: Row, mtime_ns: int, xsi_type: str) -> None:
+        """Fill the ``.xnat`` of the item ``owner``: its row as JSON, free; its XML document, fetched when wanted."""
+        key = document_key(self.id, f"item.json {owner}")
+        data = self.documents[key] = row_json(row.sent)
+        self.children[f"{owner}/.xnat"] = (
+            made("item.json", key, data, mtime_ns, xsi_type),
+            unmade("item.xml", document_key(self.id, f"item.xml {owner}"), mtime_ns, xsi_type),
         )
-        for row in projects
-        if row.get("id") and (not config.projects or row["id"] in config.projects)
-    )
-    return Listing(SITE, {"/data/projects": entries})
+
+    def table(self, name: str, columns: Sequence[str], rows: Iterable[Row], mtime_ns: int) -> Entry:
+        """A csv table of rows that are at hand."""
+        key = document_key(self.id, name)
+        data = self.documents[key] = table_csv(columns, rows)
+        return made(name, key, data, mtime_ns)
+
+    def finished(self) -> tuple[Listing, dict[str, bytes]]:
+        return Listing(self.id, self.children), self.documents
 
 
-def project_listing(project: str, subjects: Iterable[Row], experiments: Iterable[Row], config: TreeConfig) -> Listing:
-    """A project's subjects and, below each, its experiments: shared ones under the label that the project gives them.
+def _xnat_of(owner: str, listing: str) -> Entry:
+    """The hidden ``.xnat`` directory of an item, whose content the listing ``listing`` holds."""
+    return Entry(name=".xnat", key=f"{owner}/.xnat", is_dir=True, listing=listing, hidden=True, reserved=True)
+
+
+def site_listing(projects: Iterable[Row], config: TreeConfig) -> tuple[Listing, dict[str, bytes]]:
+    """The projects that the account may see."""
+    listing = _Listing(SITE)
+    entries = []
+    for row in projects:
+        project = row.get("id", "")
+        if not project or (config.projects and project not in config.projects):
+            continue
+        key = f"/data/projects/{project}"
+        listing.item(key, row, 0, "xnat:projectData")
+        entries.append(
+            Entry(
+                name=project,
+                key=key,
+                is_dir=True,
+                id=project,
+                listing=listing_id("project", id=project),
+                xsi_type="xnat:projectData",
+            )
+        )
+    listing.children["/data/projects"] = tuple(entries)
+    return listing.finished()
+
+
+def project_listing(
+    project: str, subjects: Sequence[Row], experiments: Sequence[Row], config: TreeConfig
+) -> tuple[Listing, dict[str, bytes]]:
+    """A project's tables, its subjects and, below each, its experiments: shared ones under the project's own label.
 
     An experiment shared without its subject names a subject that the subject list does not have: it is added, without
     ``resources``, which this project may not see.
     """
     top = f"/data/projects/{project}"
+    listing = _Listing(listing_id("project", id=project))
     by_subject: dict[str, list[Entry]] = {}
     labels: dict[str, Row] = {}
     for row in subjects:
@@ -62,36 +129,51 @@ def project_listing(project: str, subjects: Iterable[Row], experiments: Iterable
         subject = row.get("subject_id", "")
         if not row.get("id") or not subject:
             continue
-        labels.setdefault(subject, {"id": subject, "label": row.get("subject_label", "")})
-        by_subject.setdefault(subject, []).append(_experiment(row, config))
-    children: dict[str, tuple[Entry, ...]] = {}
-    for subject, entries in by_subject.items():
-        key = f"{top}/subjects/{subject}"
-        own = (_resources_of(key, item_time_ns(labels[subject])),) if subject in listed else ()
-        children[key] = (*own, *entries)
-    children[top] = (
-        _resources_of(top),
-        *(
-            _labelled(
-                labels[subject],
-                config,
-                key=f"{top}/subjects/{subject}",
-                listing=f"project:{project}",
-                xsi_type="xnat:subjectData",
-            )
-            for subject in by_subject
-        ),
+        labels.setdefault(subject, Row({"ID": subject, "label": row.get("subject_label", "")}))
+        by_subject.setdefault(subject, []).append(_experiment(listing, project, row, config))
+    entries = []
+    for subject, inside in by_subject.items():
+        key, row = f"{top}/subjects/{subject}", labels[subject]
+        mtime_ns = item_time_ns(row)
+        own = (_resources_of(key, mtime_ns),) if subject in listed else ()
+        listing.children[key] = (_xnat_of(key, listing.id), *own, *inside)
+        listing.item(key, row, mtime_ns, "xnat:subjectData")
+        entries.append(_labelled(row, config, key=key, listing=listing.id, xsi_type="xnat:subjectData"))
+    newest_ns = max((item_time_ns(row) for row in (*subjects, *experiments)), default=0)
+    listing.children[top] = (
+        _xnat_of(top, SITE),
+        listing.table("subjects.csv", SUBJECT_COLUMNS, subjects, newest_ns),
+        listing.table("experiments.csv", EXPERIMENT_COLUMNS, experiments, newest_ns),
+        Entry("tables", f"{top}/tables", True, mtime_ns=newest_ns, listing=listing.id, reserved=True),
+        _resources_of(top, newest_ns),
+        *entries,
     )
-    return Listing(f"project:{project}", children)
+    types = {row.get("xsitype", "") for row in experiments} | ({"xnat:subjectData"} if subjects else set())
+    listing.children[f"{top}/tables"] = tuple(
+        unmade(f"{xsi_type}.csv", document_key(listing.id, f"search {xsi_type}"), newest_ns, xsi_type)
+        for xsi_type in sorted(types - {""})
+    )
+    return listing.finished()
 
 
-def _experiment(row: Row, config: TreeConfig) -> Entry:
+def _experiment(listing: _Listing, project: str, row: Row, config: TreeConfig) -> Entry:
     xsi_type = row.get("xsitype", "")
-    # Only a first guess that saves one request: a "/scans/" in its files makes any experiment a session.
+    # Only a first guess that saves two requests: a "/scans/" in its files makes any experiment a session.
     kind = "session" if xsi_type.endswith("SessionData") else "experiment"
-    return _labelled(
-        row, config, key=f"/data/experiments/{row['id']}", listing=f"{kind}:{row['id']}", xsi_type=xsi_type
-    )
+    below = listing_id(kind, id=row["id"], project=project, label=row.get("label", "") or row["id"])
+    listing.item(experiment_in(project, row["id"]), row, item_time_ns(row), xsi_type)
+    return _labelled(row, config, key=f"/data/experiments/{row['id']}", listing=below, xsi_type=xsi_type)
+
+
+def experiment_in(project: str, experiment: str) -> str:
+    """Where an experiment's ``.xnat`` hangs: its row has the label of the project that lists it."""
+    return f"/data/projects/{project}/experiments/{experiment}"
+
+
+def item_path(owner: str) -> str:
+    """The REST path of the item that a ``.xnat`` hangs below."""
+    parts = owner.split("/")
+    return f"/data/experiments/{parts[5]}" if parts[2] == "projects" and parts[4:5] == ["experiments"] else owner
 
 
 def _labelled(row: Row, config: TreeConfig, *, key: str, listing: str, xsi_type: str) -> Entry:
@@ -114,7 +196,8 @@ def _labelled(row: Row, config: TreeConfig, *, key: str, listing: str, xsi_type:
 def _resources_of(owner: str, mtime_ns: int = 0) -> Entry:
     """The ``resources`` directory of a project or subject: a listing of its own, asked for when it is opened."""
     key = f"{owner}/resources"
-    return Entry(name="resources", key=key, is_dir=True, mtime_ns=mtime_ns, listing=f"resources:{owner}", reserved=True)
+    listing = listing_id("resources", owner=owner)
+    return Entry(name="resources", key=key, is_dir=True, mtime_ns=mtime_ns, listing=listing, reserved=True)
 
 
 @dataclass(slots=True)
@@ -127,6 +210,7 @@ class _Folder:
     aliases: tuple[str, ...] = ()
     xsi_type: str = ""
     reserved: bool = False
+    row: Row | None = None
     folders: dict[str, _Folder] = field(default_factory=dict)
     files: dict[str, Entry] = field(default_factory=dict)
 
@@ -136,8 +220,11 @@ class _Folder:
             found = self.folders[name] = _Folder(name, f"{self.key}/{name}", reserved=reserved)
         return found
 
-    def flatten(self, listing: str, mtime_ns: int, into: dict[str, tuple[Entry, ...]]) -> None:
+    def flatten(self, listing: _Listing, mtime_ns: int) -> None:
         entries: list[Entry] = []
+        if self.row is not None:
+            entries.append(_xnat_of(self.key, listing.id))
+            listing.item(self.key, self.row, mtime_ns, self.xsi_type)
         for folder in self.folders.values():
             entries.append(
                 Entry(
@@ -146,69 +233,81 @@ class _Folder:
                     is_dir=True,
                     mtime_ns=mtime_ns,
                     id=folder.id,
-                    listing=listing,
+                    listing=listing.id,
                     aliases=folder.aliases,
                     xsi_type=folder.xsi_type,
                     reserved=folder.reserved,
                 )
             )
-            folder.flatten(listing, mtime_ns, into)
+            folder.flatten(listing, mtime_ns)
         entries.extend(self.files.values())
-        into[self.key] = tuple(entries)
+        listing.children[self.key] = tuple(entries)
 
 
 def experiment_listing(
-    listing: str,
+    identifier: str,
     mtime_ns: int,
-    scans: Iterable[Row] | None,
+    scans: Iterable[Row],
     assessors: Iterable[Row],
+    reconstructions: Iterable[Row],
     resources: Iterable[Row],
     files: Iterable[Row],
     config: TreeConfig,
-) -> Listing:
+) -> tuple[Listing, dict[str, bytes]]:
     """Everything below one experiment.
 
     Args:
-        listing: ``session:<ID>`` or ``experiment:<ID>``.
+        identifier: The listing's id: kind ``session`` or ``experiment``; the ID, the project and its label.
         mtime_ns: The experiment's own time, given to all below it: the file lists carry none.
-        scans: Its scans, or None when they were not asked for.
-        assessors: Its assessors, ID and label.
+        scans, assessors, reconstructions: Its items; empty for an experiment that is no image session.
         resources: ``resources?all=true``.
         files: ``files?all=true``.
     """
-    experiment = listing.split(":", 1)[1]
+    kind, fields = parse_listing_id(identifier)
+    experiment, project = fields["id"], fields["project"]
+    listing = _Listing(identifier)
     top = _Folder(experiment, f"/data/experiments/{experiment}")
-    levels = {name: top.folder(name, reserved=True) for name in LEVELS} if scans is not None else {}
-    top.folder("resources", reserved=True)
-    if scans is not None:
-        for row in scans:
-            if row.get("id"):
-                _scan(levels["scans"], row["id"], row.get("type", ""), row.get("xsitype", ""), config)
+    for name in LEVELS if kind == "session" else ("resources",):
+        top.folder(name, reserved=True)
+    for row in scans:
+        if row.get("id"):
+            found = _scan(top.folders["scans"], row["id"], row.get("type", ""), row.get("xsitype", ""), config)
+            if found is not None:
+                found.row = row
     for row in assessors:
-        if row.get("id") and levels:
-            _assessor(levels["assessors"], row, config)
+        if row.get("id"):
+            _assessor(top.folders["assessors"], row, config).row = row
+    for row in reconstructions:
+        if row.get("id"):
+            _reconstruction(top.folders["reconstructions"], row["id"]).row = row
     owners = _resource_folders(top, resources, config)
     _place_files(top, owners, files, mtime_ns, config)
-    children: dict[str, tuple[Entry, ...]] = {}
-    top.flatten(listing, mtime_ns, children)
-    return Listing(listing, children)
+    top.flatten(listing, mtime_ns)
+    inside = experiment_in(project, experiment)
+    own: tuple[Entry, ...] = (_xnat_of(inside, listing_id("project", id=project)),)
+    if "scans" not in top.folders:
+        key = document_key(identifier, f"item.xml {inside}")
+        own = (*own, unmade(f"{fields['label']}.xml", key, mtime_ns))
+    listing.children[top.key] = (*own, *listing.children[top.key])
+    return listing.finished()
 
 
 LEVELS = ("scans", "resources", "assessors", "reconstructions")
 
 
 def resources_listing(
-    owner: str, mtime_ns: int, resources: Iterable[Row], files: Iterable[Row], config: TreeConfig
+    identifier: str, mtime_ns: int, resources: Iterable[Row], files: Iterable[Row], config: TreeConfig
 ) -> Listing:
-    """The resources of a project or subject. ``owner`` is its REST path."""
+    """The resources of a project or subject."""
+    owner = parse_listing_id(identifier)[1]["owner"]
+    listing = _Listing(identifier)
     top = _Folder("", owner)
     top.folder("resources", reserved=True)
     owners = _resource_folders(top, resources, config)
     _place_files(top, owners, files, mtime_ns, config)
-    children: dict[str, tuple[Entry, ...]] = {}
-    top.flatten(f"resources:{owner}", mtime_ns, children)
-    del children[owner]  # belongs to the project's own listing
-    return Listing(f"resources:{owner}", children)
+    top.flatten(listing, mtime_ns)
+    del listing.children[owner]  # belongs to the project's own listing
+    return listing.finished()[0]
 
 
 def _scan(scans: _Folder, identifier: str, scan_type: str, xsi_type: str, config: TreeConfig) -> _Folder | None:
@@ -243,6 +342,13 @@ def _assessor(assessors: _Folder, row: Row, config: TreeConfig) -> _Folder:
     return found
 
 
+def _reconstruction(reconstructions: _Folder, identifier: str) -> _Folder:
+    found = reconstructions.folder(identifier)
+    found.id = identifier
+    found.xsi_type = "xnat:reconstructedImageData"
+    return found
+
+
 def _resource_folders(top: _Folder, resources: Iterable[Row], config: TreeConfig) -> dict[str, _Folder | None]:
     """Make a folder for each resource, empty ones too; by numeric id, None for those that the user filtered out."""
     folders: dict[str, _Folder | None] = {}
@@ -260,11 +366,10 @@ def _owner(top: _Folder, category: str, identifier: str, description: str, confi
     if category == "scans" and identifier:
         return _scan(top.folder("scans", reserved=True), identifier, description, "", config)
     if category == "assessors" and identifier:
-        return _assessor(top.folder("assessors", reserved=True), {"id": identifier, "xsitype": description}, config)
+        row = Row({"ID": identifier, "xsiType": description})
+        return _assessor(top.folder("assessors", reserved=True), row, config)
     if category == "reconstructions" and identifier:
-        found = top.folder("reconstructions", reserved=True).folder(identifier)
-        found.id = identifier
-        return found
+        return _reconstruction(top.folder("reconstructions", reserved=True), identifier)
     return top.folder("resources", reserved=True)
 
 
