@@ -28,7 +28,8 @@ class HttpConfig:
     retries: int = 4  # further tries after the first, on refused, reset, 429 and 5xx; bounded by timeout_s as a whole
     max_connections: int = 8
     ca_bundle: Path | None = None
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)  # may hold a password
+    session_dir: Path | None = None  # where processes of one user share one server session; None: each has its own
 
 
 @dataclass(frozen=True, slots=True)
