@@ -328,19 +328,33 @@ def test_after_kill_9_the_mount_is_dead_and_mounting_again_heals_it(room: Room) 
     room.assert_left()
 
 
+def start_daemon(serve: str, limit_s: float) -> tuple[str, str]:
+    """(the error of ``daemon.start``, the children left), in a process of its own: one with threads must not fork."""
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from xnatfs.cli import daemon
+try:
+    daemon.start(lambda ready: {serve}, None, {limit_s})
+except Exception as exc:
+    print(type(exc).__name__, exc)
+print("children:", Path(f"/proc/self/task/{{os.getpid()}}/children").read_text())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    error, _, children = done.stdout.partition("children:")
+    return error.strip(), children.strip()
+
+
 def test_a_process_that_dies_before_it_is_ready_is_one_clear_line() -> None:
-    with pytest.raises(Exception, match=r"ended unexpectedly \(signal 9\)"):
-        daemon.start(lambda _ready: os.kill(os.getpid(), signal.SIGKILL), None, 10.0)
+    error, children = start_daemon("os.kill(os.getpid(), signal.SIGKILL)", 10)
+    assert error.startswith("XnatfsError mount: ") and error.endswith("ended unexpectedly (signal 9)")
+    assert children == ""
 
 
 def test_a_process_that_is_never_ready_is_ended() -> None:
-    def children() -> str:
-        return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-
-    before = children()
-    with pytest.raises(TimeoutError, match="no answer within"):
-        daemon.start(lambda _ready: time.sleep(60), None, 0.2)
-    assert children() == before
+    error, children = start_daemon("time.sleep(60)", 0.2)
+    assert error == "TimedOut mount: no answer within 0 s"
+    assert children == ""
 
 
 # --- an ordinary user -------------------------------------------------------------------------------------------------
