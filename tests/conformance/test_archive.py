@@ -82,7 +82,10 @@ def xnat_case(server: DemoServer) -> Case:
     files = {path.removeprefix(prefix): (f.size, f.md5) for path, f in truth.items() if path.startswith(prefix)}
     sample = max((path for path, (size, _) in files.items() if size < 1 << 20), key=lambda path: files[path][0])
     gone = Entry(
-        "GONE", "/data/experiments/GONE", True, listing=listing_id("session", id="GONE", project="DEMO", label="GONE")
+        "GONE",
+        "/data/experiments/GONE",
+        True,
+        listing=listing_id("experiment", id="GONE", project="DEMO", label="GONE"),
     )
     return Case(archive, "DEMO/DEMO_002", files, sample, lambda: len(server.log()["requests"]), gone)
 

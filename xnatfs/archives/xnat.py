@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from hashlib import md5
+from typing import Any
 from urllib.parse import quote
 
 import pyxnat
@@ -41,8 +42,10 @@ from xnatfs.archives.xnat_documents import (
 )
 from xnatfs.archives.xnat_tables import (
     SITE,
+    Item,
     Row,
     experiment_listing,
+    inputs_listing,
     item_path,
     parse_listing_id,
     project_listing,
@@ -50,7 +53,7 @@ from xnatfs.archives.xnat_tables import (
     site_listing,
 )
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
-from xnatfs.errors import LoginFailed, NotFound, StaleContent, Unavailable, UnexpectedReply
+from xnatfs.errors import AccessDenied, LoginFailed, NotFound, StaleContent, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,6 @@ LOGOUT_S = 3.0
 """Seconds for ending the server session at unmount; it would end by itself."""
 
 JSON = {"format": "json"}
-SCAN_COLUMNS = "ID,type,xsiType,quality,series_description,note,frames,insert_date"
 
 
 class XnatArchive:
@@ -90,7 +92,7 @@ class XnatArchive:
     # --- listings ----------------------------------------------------------------------------------------------
 
     def children(self, directory: Entry) -> Listing:
-        """See ``Archive.children``. One to four requests, side by side."""
+        """See ``Archive.children``. One to three requests, side by side."""
         return self._listing(directory.listing, directory.mtime_ns)
 
     def _listing(self, identifier: str, mtime_ns: int = 0) -> Listing:
@@ -101,10 +103,13 @@ class XnatArchive:
             listing, documents = self._project(fields["id"])
         elif kind == "resources":
             owner = _quoted(fields["owner"])
-            resources, files = self._tables(
+            resources, files = self._side_by_side(
                 lambda: self._table(f"{owner}/resources", JSON), lambda: self._table(f"{owner}/files", JSON)
             )
             return resources_listing(identifier, mtime_ns, resources, files, self._tree)
+        elif kind == "inputs":
+            files = self._table(f"{_quoted(fields['owner'])}/in/files", JSON)
+            return inputs_listing(identifier, mtime_ns, files, self._tree)
         else:
             listing, documents = self._experiment(identifier, mtime_ns)
         self._documents.put(documents)
@@ -112,41 +117,41 @@ class XnatArchive:
 
     def _project(self, project: str) -> tuple[Listing, dict[str, bytes]]:
         path = f"/data/projects/{quote(project, safe='')}"
-        subjects, experiments = self._tables(
-            # ID and label together, or a shared subject shows its owner's label (ProjectSubjectList)
-            lambda: self._table(f"{path}/subjects", {**JSON, "columns": ",".join(SUBJECT_COLUMNS)}),
-            lambda: self._table(f"{path}/experiments", {**JSON, "columns": ",".join(EXPERIMENT_COLUMNS)}),
-        )
+        try:
+            subjects, experiments = self._side_by_side(
+                # ID and label together, or a shared subject shows its owner's label (ProjectSubjectList)
+                lambda: self._table(f"{path}/subjects", {**JSON, "columns": ",".join(SUBJECT_COLUMNS)}),
+                lambda: self._table(f"{path}/experiments", {**JSON, "columns": ",".join(EXPERIMENT_COLUMNS)}),
+            )
+        except LoginFailed:
+            raise
+        except AccessDenied:
+            log.warning("project %s is listed but closed to this account: ask its owner for access", project)
+            raise
         return project_listing(project, subjects, experiments, self._tree)
 
     def _experiment(self, identifier: str, mtime_ns: int) -> tuple[Listing, dict[str, bytes]]:
-        kind, fields = parse_listing_id(identifier)
+        fields = parse_listing_id(identifier)[1]
         path = f"/data/experiments/{quote(fields['id'], safe='')}"
         everything = {**JSON, "all": "true"}
-        calls = [
+        item, files, resources = self._side_by_side(
+            lambda: self._item(path, fields["id"]),
             lambda: self._table(f"{path}/files", everything),
             lambda: self._table(f"{path}/resources", everything),
-        ]
-        if kind == "session":
-            # ID is named because a scan list without it is a 500: the primary key is another column
-            calls.append(lambda: self._table(f"{path}/scans", {**JSON, "columns": SCAN_COLUMNS}))
-            calls.append(
-                lambda: self._table(f"{path}/assessors", {**JSON, "columns": "ID,label,xsiType,date,insert_date"})
-            )
-        tables = self._tables(*calls)
-        return experiment_listing(
-            identifier,
-            mtime_ns,
-            scans=tables[2] if kind == "session" else [],
-            assessors=tables[3] if kind == "session" else [],
-            reconstructions=[],
-            resources=tables[1],
-            files=tables[0],
-            config=self._tree,
         )
+        return experiment_listing(identifier, mtime_ns, item, resources, files, self._tree)
 
-    def _tables(self, *calls: Callable[[], list[Row]]) -> list[list[Row]]:
-        """Several tables side by side: the first on the caller's thread, the others beside it."""
+    def _item(self, path: str, identifier: str) -> Item:
+        """An experiment's own document: its scans, assessors and reconstructions, with and without files."""
+        document = self._http.get_json(path, JSON)
+        items = document.get("items") if isinstance(document, dict) else None
+        item = Item.parsed(items[0]) if isinstance(items, list) and items else None
+        if item is None or item.row.get("id") != identifier:
+            raise UnexpectedReply(f"GET {path}: not the document of {identifier}")
+        return item
+
+    def _side_by_side(self, *calls: Callable[[], Any]) -> list[Any]:
+        """Several requests at once: the first on the caller's thread, the others beside it."""
         with self._lock:
             if self._side is None:
                 self._side = ThreadPoolExecutor(self._http_config.max_connections, "xnatfs-listing")

@@ -158,9 +158,7 @@ def project_listing(
 
 def _experiment(listing: _Listing, project: str, row: Row, config: TreeConfig) -> Entry:
     xsi_type = row.get("xsitype", "")
-    # Only a first guess that saves two requests: a "/scans/" in its files makes any experiment a session.
-    kind = "session" if xsi_type.endswith("SessionData") else "experiment"
-    below = listing_id(kind, id=row["id"], project=project, label=row.get("label", "") or row["id"])
+    below = listing_id("experiment", id=row["id"], project=project, label=row.get("label", "") or row["id"])
     listing.item(experiment_in(project, row["id"]), row, item_time_ns(row), xsi_type)
     return _labelled(row, config, key=f"/data/experiments/{row['id']}", listing=below, xsi_type=xsi_type)
 
@@ -211,6 +209,7 @@ class _Folder:
     xsi_type: str = ""
     reserved: bool = False
     row: Row | None = None
+    has_inputs: bool = False
     folders: dict[str, _Folder] = field(default_factory=dict)
     files: dict[str, Entry] = field(default_factory=dict)
 
@@ -225,6 +224,9 @@ class _Folder:
         if self.row is not None:
             entries.append(_xnat_of(self.key, listing.id))
             listing.item(self.key, self.row, mtime_ns, self.xsi_type)
+        if self.has_inputs:
+            inputs = listing_id("inputs", owner=self.key)
+            entries.append(Entry("in", f"{self.key}/in", True, mtime_ns=mtime_ns, listing=inputs, reserved=True))
         for folder in self.folders.values():
             entries.append(
                 Entry(
@@ -244,42 +246,52 @@ class _Folder:
         listing.children[self.key] = tuple(entries)
 
 
+@dataclass(slots=True)
+class Item:
+    """One item of an item document (facts 7): its fields, and the items below it by field (``scans/scan``, ...)."""
+
+    row: Row
+    children: dict[str, list[Item]]
+
+    @staticmethod
+    def parsed(document: object) -> Item | None:
+        """None when it is no item. The data type, which is not among the fields, comes in as ``xsiType``."""
+        if not isinstance(document, dict) or not isinstance(document.get("data_fields"), dict):
+            return None
+        meta, children = document.get("meta"), document.get("children")
+        xsi_type = str(meta.get("xsi:type", "")) if isinstance(meta, dict) else ""
+        found: dict[str, list[Item]] = {}
+        for child in children if isinstance(children, list) else ():
+            if isinstance(child, dict) and isinstance(child.get("items"), list):
+                items = [item for one in child["items"] if (item := Item.parsed(one)) is not None]
+                found.setdefault(str(child.get("field", "")), []).extend(items)
+        return Item(Row({**document["data_fields"], "xsiType": xsi_type}), found)
+
+    def below(self, field: str) -> list[Item]:
+        return [item for name, items in self.children.items() if name.partition("/")[0] == field for item in items]
+
+
 def experiment_listing(
-    identifier: str,
-    mtime_ns: int,
-    scans: Iterable[Row],
-    assessors: Iterable[Row],
-    reconstructions: Iterable[Row],
-    resources: Iterable[Row],
-    files: Iterable[Row],
-    config: TreeConfig,
+    identifier: str, mtime_ns: int, item: Item, resources: Iterable[Row], files: Iterable[Row], config: TreeConfig
 ) -> tuple[Listing, dict[str, bytes]]:
     """Everything below one experiment.
 
     Args:
-        identifier: The listing's id: kind ``session`` or ``experiment``; the ID, the project and its label.
+        identifier: The listing's id, with the ID, the project and the project's label.
         mtime_ns: The experiment's own time, given to all below it: the file lists carry none.
-        scans, assessors, reconstructions: Its items; empty for an experiment that is no image session.
+        item: Its document.
         resources: ``resources?all=true``.
         files: ``files?all=true``.
     """
-    kind, fields = parse_listing_id(identifier)
+    fields = parse_listing_id(identifier)[1]
     experiment, project = fields["id"], fields["project"]
     listing = _Listing(identifier)
     top = _Folder(experiment, f"/data/experiments/{experiment}")
-    for name in LEVELS if kind == "session" else ("resources",):
-        top.folder(name, reserved=True)
-    for row in scans:
-        if row.get("id"):
-            found = _scan(top.folders["scans"], row["id"], row.get("type", ""), row.get("xsitype", ""), config)
-            if found is not None:
-                found.row = row
-    for row in assessors:
-        if row.get("id"):
-            _assessor(top.folders["assessors"], row, config).row = row
-    for row in reconstructions:
-        if row.get("id"):
-            _reconstruction(top.folders["reconstructions"], row["id"]).row = row
+    if item.row["xsitype"].endswith("SessionData") or item.below("scans"):
+        for name in LEVELS:
+            top.folder(name, reserved=True)
+    top.folder("resources", reserved=True)
+    _items_below(top, item, config)
     owners = _resource_folders(top, resources, config)
     _place_files(top, owners, files, mtime_ns, config)
     top.flatten(listing, mtime_ns)
@@ -287,9 +299,24 @@ def experiment_listing(
     own: tuple[Entry, ...] = (_xnat_of(inside, listing_id("project", id=project)),)
     if "scans" not in top.folders:
         key = document_key(identifier, f"item.xml {inside}")
-        own = (*own, unmade(f"{fields['label']}.xml", key, mtime_ns))
+        own = (*own, unmade(f"{fields['label']}.xml", key, mtime_ns, item.row["xsitype"]))
     listing.children[top.key] = (*own, *listing.children[top.key])
     return listing.finished()
+
+
+def _items_below(top: _Folder, item: Item, config: TreeConfig) -> None:
+    """Folders for scans, assessors and reconstructions, whether they have files or not."""
+    for one in item.below("scans"):
+        if one.row.get("id"):
+            _scan(top.folder("scans", reserved=True), one.row["id"], one.row, config)
+    for one in item.below("assessors"):
+        if one.row.get("id"):
+            found = _assessor(top.folder("assessors", reserved=True), one.row["id"], one.row, config)
+            found.has_inputs = bool(one.below("in"))
+    for one in item.below("reconstructions"):
+        if one.row.get("id"):
+            found = _reconstruction(top.folder("reconstructions", reserved=True), one.row["id"], one.row)
+            found.has_inputs = bool(one.below("in"))
 
 
 LEVELS = ("scans", "resources", "assessors", "reconstructions")
@@ -310,7 +337,21 @@ def resources_listing(
     return listing.finished()[0]
 
 
-def _scan(scans: _Folder, identifier: str, scan_type: str, xsi_type: str, config: TreeConfig) -> _Folder | None:
+def inputs_listing(identifier: str, mtime_ns: int, files: Iterable[Row], config: TreeConfig) -> Listing:
+    """What went into an assessor or reconstruction: the ``in`` side of its resources."""
+    owner = parse_listing_id(identifier)[1]["owner"]
+    listing = _Listing(identifier)
+    top = _Folder("in", f"{owner}/in")
+    rows = list(files)
+    folders = {row["cat_id"]: _resource(top, row["cat_id"], row.get("collection", ""), config) for row in rows}
+    _place_files(top, folders, rows, mtime_ns, config)
+    top.flatten(listing, mtime_ns)
+    return listing.finished()[0]
+
+
+def _scan(scans: _Folder, identifier: str, row: Row, config: TreeConfig) -> _Folder | None:
+    """The folder of a scan; None for one whose type the user filtered out."""
+    scan_type = row.get("type", "")
     if config.scan_types and not any(fnmatchcase(scan_type, pattern) for pattern in config.scan_types):
         return None
     found = scans.folders.get(identifier)
@@ -321,13 +362,13 @@ def _scan(scans: _Folder, identifier: str, scan_type: str, xsi_type: str, config
             f"{scans.key}/{identifier}",
             id=identifier,
             aliases=(identifier,) if identifier != name else (),
-            xsi_type=xsi_type or "xnat:imageScanData",
+            xsi_type=row.get("xsitype", "") or "xnat:imageScanData",
+            row=row,
         )
     return found
 
 
-def _assessor(assessors: _Folder, row: Row, config: TreeConfig) -> _Folder:
-    identifier = row["id"]
+def _assessor(assessors: _Folder, identifier: str, row: Row, config: TreeConfig) -> _Folder:
     found = assessors.folders.get(identifier)
     if found is None:
         label = row.get("label", "") or identifier
@@ -338,14 +379,17 @@ def _assessor(assessors: _Folder, row: Row, config: TreeConfig) -> _Folder:
             id=identifier,
             aliases=(alias,) if alias != name else (),
             xsi_type=row.get("xsitype", ""),
+            row=row,
         )
     return found
 
 
-def _reconstruction(reconstructions: _Folder, identifier: str) -> _Folder:
+def _reconstruction(reconstructions: _Folder, identifier: str, row: Row) -> _Folder:
     found = reconstructions.folder(identifier)
-    found.id = identifier
-    found.xsi_type = "xnat:reconstructedImageData"
+    if not found.id:
+        found.id = identifier
+        found.xsi_type = "xnat:reconstructedImageData"
+        found.row = row
     return found
 
 
@@ -362,14 +406,16 @@ def _resource_folders(top: _Folder, resources: Iterable[Row], config: TreeConfig
 
 
 def _owner(top: _Folder, category: str, identifier: str, description: str, config: TreeConfig) -> _Folder | None:
-    """What a resource belongs to, made if the lists of scans and assessors did not have it."""
-    if category == "scans" and identifier:
-        return _scan(top.folder("scans", reserved=True), identifier, description, "", config)
-    if category == "assessors" and identifier:
-        row = Row({"ID": identifier, "xsiType": description})
-        return _assessor(top.folder("assessors", reserved=True), row, config)
-    if category == "reconstructions" and identifier:
-        return _reconstruction(top.folder("reconstructions", reserved=True), identifier)
+    """What a resource belongs to, made if the experiment's document did not have it."""
+    if not identifier:
+        return top.folder("resources", reserved=True)
+    row = Row({"ID": identifier, "type": description})
+    if category == "scans":
+        return _scan(top.folder("scans", reserved=True), identifier, row, config)
+    if category == "assessors":
+        return _assessor(top.folder("assessors", reserved=True), identifier, row, config)
+    if category == "reconstructions":
+        return _reconstruction(top.folder("reconstructions", reserved=True), identifier, row)
     return top.folder("resources", reserved=True)
 
 
