@@ -35,9 +35,10 @@ def dicom_sample(name: str) -> Content:
 
 def nibabel_sample(name: str) -> Content:
     """One of nibabel's packaged test files."""
-    from nibabel.testing import data_path
+    import nibabel
 
-    return FileContent(Path(str(data_path)) / name)
+    # Not by nibabel.testing, which imports pytest: a demo has none.
+    return FileContent(Path(nibabel.__file__).parent / "tests" / "data" / name)
 
 
 @functools.lru_cache(maxsize=16)
