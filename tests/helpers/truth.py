@@ -14,18 +14,18 @@ class TrueFile(NamedTuple):
 
 
 def tree_path(row: dict[str, Any]) -> str:
-    """The path below its project of one row of ``DemoServer.truth``."""
+    """The path below its project of one row of ``DemoServer.truth``.
+
+    The input side of assessors stands in a folder ``in`` of theirs, the output side in themselves.
+    """
     names = [row["subject"], row["experiment"], row["area"]]
     if row["area"] == "scans":
         names.append(re.sub("/", "_", f"{row['item']}-{row['item_type']}"))
     elif row["area"] != "resources":
-        names.append(row["item_label"] or row["item"])
+        names += [row["item_label"] or row["item"], "in" if row["side"] == "in" else ""]
     return "/".join([*(name for name in names if name), row["resource"], row["path"]])
 
 
 def project_truth(rows: list[dict[str, Any]]) -> dict[str, TrueFile]:
-    """Every file of one project that the tree shows: path below the project -> what it is.
-
-    The input side of an assessor is left out: XNAT's own list of a session's files (``files?all=true``) leaves it out.
-    """
-    return {tree_path(row): TrueFile(row["size"], row["md5"]) for row in rows if row["side"] != "in"}
+    """Every file that the server holds of one project: path below the project -> what it is."""
+    return {tree_path(row): TrueFile(row["size"], row["md5"]) for row in rows}

@@ -16,6 +16,17 @@ pytestmark = [pytest.mark.fuse, pytest.mark.tools]
 
 SESSION = "DEMO_001/DEMO_001_MR1"
 
+# What the tree adds to the server's files in this project: its documents.
+DOCUMENTS = {
+    "subjects.csv",
+    "experiments.csv",
+    "tables/xnat:ctSessionData.csv",
+    "tables/xnat:mrSessionData.csv",
+    "tables/xnat:subjectData.csv",
+    "tables/xnat:subjectVariablesData.csv",
+    "DEMO_001/DEMO_001_scores/DEMO_001_scores.xml",
+}
+
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """The output of a command that must succeed and say nothing on stderr."""
@@ -41,6 +52,14 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def assert_true(found: dict[str, str], truth: dict[str, TrueFile]) -> None:
+    """``found`` (path -> MD5) is all that the server holds, byte for byte, and the documents."""
+    assert found.keys() == truth.keys() | DOCUMENTS
+    assert {path: md5 for path, md5 in found.items() if path in truth} == {
+        path: file.md5 for path, file in truth.items()
+    }
+
+
 def test_ls_shows_every_file_with_its_size(project: Path, truth: dict[str, TrueFile]) -> None:
     shown = {}
     folder = ""
@@ -50,17 +69,18 @@ def test_ls_shows_every_file_with_its_size(project: Path, truth: dict[str, TrueF
         elif line.startswith("-"):
             _, _, _, _, size, _, name = line.split(maxsplit=6)
             shown[str(Path(folder, name).relative_to(project))] = int(size)
-    assert shown == {path: file.size for path, file in truth.items()}
+    assert shown.keys() == truth.keys() | DOCUMENTS
+    assert {path: shown[path] for path in truth} == {path: file.size for path, file in truth.items()}
 
 
 def test_find_names_every_file(project: Path, truth: dict[str, TrueFile]) -> None:
     found = run("find", ".", "-type", "f", cwd=project).splitlines()
-    assert sorted(found) == sorted(f"./{path}" for path in truth)
+    assert sorted(found) == sorted(f"./{path}" for path in [*truth, *DOCUMENTS])
 
 
 def test_cp_copies_every_byte(project: Path, truth: dict[str, TrueFile], tmp_path: Path) -> None:
     run("cp", "-r", project, tmp_path / "copy")
-    assert digests(tmp_path / "copy") == {path: file.md5 for path, file in truth.items()}
+    assert_true(digests(tmp_path / "copy"), truth)
 
 
 def test_tar_holds_every_byte(project: Path, truth: dict[str, TrueFile], tmp_path: Path) -> None:
@@ -72,14 +92,14 @@ def test_tar_holds_every_byte(project: Path, truth: dict[str, TrueFile], tmp_pat
                 body = archive.extractfile(member)
                 assert body is not None
                 held[member.name[2:]] = hashlib.md5(body.read(), usedforsecurity=False).hexdigest()
-    assert held == {path: file.md5 for path, file in truth.items()}
+    assert_true(held, truth)
 
 
 def test_rsync_copies_every_byte_and_then_finds_nothing_to_do(
     project: Path, truth: dict[str, TrueFile], tmp_path: Path
 ) -> None:
     run("rsync", "-a", f"{project}/", tmp_path / "copy")
-    assert digests(tmp_path / "copy") == {path: file.md5 for path, file in truth.items()}
+    assert_true(digests(tmp_path / "copy"), truth)
     assert run("rsync", "-a", "--itemize-changes", f"{project}/", tmp_path / "copy") == ""
 
 
