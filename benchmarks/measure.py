@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
 import os
 import statistics
 import subprocess
@@ -14,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 GB = 1e9
+_SCRATCH = bytes(1024 * 1024)
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,17 @@ def in_turn(rounds: int, contenders: Mapping[str, Callable[[], None]]) -> None:
             contenders[name]()
 
 
-def warm_memory(size: int) -> None:
-    """Make the machine hand out ``size`` bytes of memory, and free them.
+def warm_memory(room: Path, size: int) -> None:
+    """Have the kernel use ``size`` bytes of memory for file pages, and free them, by writing and deleting a file.
 
-    A virtual machine gives free memory back to its host. The first to use it again pays for that, 2 s/GB on the machine
-    where this was noticed, which would measure the order of the contenders.
+    A virtual machine gives free memory back to its host, and the first to use it again pays for that: 2 s for 1 GB on
+    the machine where this was noticed, which would measure the order of the contenders.
     """
-    with contextlib.suppress(OSError, ValueError):
-        size = min(size, _available_memory() // 2)
-        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
-
-
-def _available_memory() -> int:
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    scratch = room / "scratch"
+    with scratch.open("wb", buffering=0) as file:
+        for _ in range(size // len(_SCRATCH)):
+            file.write(_SCRATCH)
+    scratch.unlink()
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -104,7 +104,7 @@ def sequential_reads(bench: Bench) -> list[Row]:
 
     def read_xnatfs() -> None:
         xnatfs.forget()
-        warm_memory(3 * file.size)  # the kernel keeps the file's pages and those of our blocks
+        warm_memory(bench.room, 3 * file.size)  # the kernel keeps the file's pages and those of our blocks
         with xnatfs.mounted() as point:
             (point / file.path).stat()
             cold.add("xnatfs", rate(point, file.path))
@@ -116,14 +116,14 @@ def sequential_reads(bench: Bench) -> list[Row]:
             warm.add("again", rate(point, file.path))
 
     def read_uncached() -> None:
-        warm_memory(3 * file.size)
+        warm_memory(bench.room, 3 * file.size)
         with uncached.mounted() as point:
             (point / file.path).stat()
             cold.add("xnatfs, no cache on disk", rate(point, file.path))
 
     def read_rclone() -> None:
         assert rclone is not None
-        warm_memory(3 * file.size)
+        warm_memory(bench.room, 3 * file.size)
         with rclone.mounted() as point:
             (point / file.name).stat()
             cold.add(rclone.name, rate(point, file.name))
@@ -185,7 +185,7 @@ def many_readers(bench: Bench) -> list[Row]:
     file = big_file(bench.server, "bold_100m.nii" if bench.quick else "bold_500m.nii")
     sent, taken = Series(), Series()
     for _ in range(1 if bench.quick else min(3, bench.rounds)):
-        warm_memory(3 * file.size)
+        warm_memory(bench.room, 3 * file.size)
         xnatfs = bench.xnatfs("many")
         with xnatfs.mounted() as point:
             (point / file.path).stat()
