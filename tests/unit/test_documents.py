@@ -68,3 +68,10 @@ def test_every_example_is_named_in_the_readme() -> None:
     examples = [path.name for path in (PROJECT / "examples").iterdir() if path.suffix in {".py", ".sh"}]
     assert examples
     assert [name for name in examples if f"examples/{name}" not in readme] == []
+
+
+def test_every_directory_of_tests_is_run_by_the_script() -> None:
+    script = (PROJECT / "scripts" / "test").read_text(encoding="utf-8")
+    (named,) = re.findall(r"for name in (.*); do", script)
+    holding_tests = {path.relative_to(PROJECT / "tests").parts[0] for path in (PROJECT / "tests").rglob("test_*.py")}
+    assert set(named.split()) == holding_tests
