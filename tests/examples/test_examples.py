@@ -76,3 +76,18 @@ def test_dcm2niix_converts_from_the_mount(demo_mount: Mount, tmp_path: Path) -> 
         cwd=tmp_path,
     )
     assert sorted(path.suffix for path in (tmp_path / "nifti").iterdir()) == [".json", ".nii"]
+
+
+def test_the_tutorials_questions_are_answered_with_pandas(demo_mount: Mount, tmp_path: Path) -> None:
+    shown = run(sys.executable, EXAMPLES / "neo_ffi_scores.py", demo_mount.path / "HCP_DEMO", cwd=tmp_path)
+    assert "agreeableness above 40: HCP_100408" in shown
+    shown = run(sys.executable, EXAMPLES / "neo_ffi_scores.py", demo_mount.path / "HCP_DEMO", "20", cwd=tmp_path)
+    assert "HCP_100307" in shown.splitlines()[-1]
+
+
+def test_a_session_is_opened_by_scan_type(demo_mount: Mount, tmp_path: Path) -> None:
+    session = demo_mount.path / SESSION
+    shown = run(sys.executable, EXAMPLES / "dhcp_session.py", session, "T1w", cwd=tmp_path)
+    assert shown == "scans/1-T1w/NIFTI/anatomical.nii: (33, 41, 25) uint8\n"
+    shown = run(sys.executable, EXAMPLES / "dhcp_session.py", session, "bold", cwd=tmp_path)
+    assert "(128, 96, 24, 2) int16" in shown

@@ -26,7 +26,10 @@ from xnatfs.demo.selection import Selection
 
 Item = dict[str, object]
 START_DATE = "Tue Mar 05 10:20:30 UTC 2024"
-NAMESPACES = 'xmlns:xnat="http://nrg.wustl.edu/xnat" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+NAMESPACES = (
+    'xmlns:xnat="http://nrg.wustl.edu/xnat" xmlns:nt="http://nrg.wustl.edu/nt" '
+    'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+)
 _DOCUMENT_NAMES = {
     "xnat:projectData": "xnat:Project",
     "xnat:subjectData": "xnat:Subject",
@@ -34,6 +37,7 @@ _DOCUMENT_NAMES = {
     "xnat:ctSessionData": "xnat:CTSession",
     "xnat:petSessionData": "xnat:PETSession",
     "xnat:subjectVariablesData": "xnat:SubjectVariables",
+    "nt:scores": "nt:NTScores",
     "xnat:qcManualAssessorData": "xnat:QCManualAssessment",
     "xnat:qcAssessmentData": "xnat:QCAssessment",
 }

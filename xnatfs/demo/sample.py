@@ -295,6 +295,20 @@ def _hcp_experiments(archive: Archive, numbers: Iterator[Numbers]) -> None:
             make=make,
         ),
     )
+    for number, (subject, label, scores) in enumerate(NEO_FFI):
+        fields = {f"neo_neofac_{letter}": value for letter, value in zip("aocne", scores, strict=True)}
+        _add(
+            archive,
+            Experiment(f"XNAT_E0001{number + 1}", label, "HCP_DEMO", subject, "nt:scores", "2024-01-16", fields=fields),
+        )
+
+
+NEO_FFI = (
+    ("XNAT_S00003", "HCP_100408_scores", ("41", "25", "37", "15", "33")),
+    ("XNAT_S00002", "HCP_100307_scores", ("28", "15", "25", "25", "32")),
+)
+"""Made-up agreeableness, openness, conscientiousness, neuroticism and extraversion: the five NEO-FFI scores that the
+ConnectomeDB tutorial asks for."""
 
 
 def _odd_experiments(archive: Archive, numbers: Iterator[Numbers]) -> None:

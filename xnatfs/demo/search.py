@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from xnatfs.demo.records import INSERTED, Archive, Experiment, Subject
 from xnatfs.demo.tables import Row, Table
 
+_SHARES = "/sharing/share/project"
 _NS = "{http://nrg.wustl.edu/security}"
 _SUBJECT = ("SUBJECT_ID", "SUBJECT_LABEL", "PROJECT", "GENDER_TEXT", "HANDEDNESS_TEXT", "AGE", "GROUP", "INSERT_DATE")
 _SESSION = (
@@ -35,6 +36,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "xnat:mrSessionData": _SESSION,
     "xnat:ctSessionData": _SESSION,
     "xnat:petSessionData": _SESSION,
+    "nt:scores": (*_SCORES, *(f"NEO_NEOFAC_{letter}" for letter in "AOCNE")),
     "xnat:subjectVariablesData": (*_SCORES, "NOTE", "TOTAL", "MEMORY", "ATTENTION", "LANGUAGE"),
 }
 _COMPARE: dict[str, Callable[[str, str], bool]] = {
@@ -114,10 +116,14 @@ def _key(xsi: str, element: str, field: str) -> str:
 def _holds(row: Row, clause: ElementTree.Element) -> bool:
     results = [_holds(row, child) for child in clause.findall(f"{_NS}child_set")]
     for criteria in clause.findall(f"{_NS}criteria"):
-        value = row.get(criteria.findtext(f"{_NS}schema_field", "").lower())
+        name = criteria.findtext(f"{_NS}schema_field", "")
+        value = row.get(name.lower())
         compare = criteria.findtext(f"{_NS}comparison_type", "=").strip().upper()
         wanted = criteria.findtext(f"{_NS}value", "")
-        results.append(value is not None and _compare(value, compare, wanted))
+        if name.endswith(_SHARES):  # a list: one row for each project that it is shared into
+            results.append(value is not None and any(_compare(one, compare, wanted) for one in value.split()))
+        else:
+            results.append(value is not None and _compare(value, compare, wanted))
     if not results:
         return True
     return any(results) if clause.get("method", "AND").upper() == "OR" else all(results)
@@ -139,12 +145,13 @@ def _rows(archive: Archive, user: str, xsi: str) -> Iterator[Row]:
     elif xsi == "xnat:subjectData":
         for subject in archive.subjects.values():
             if archive.subject_readable(subject, user):
-                yield _subject_row(subject)
+                yield {**_subject_row(subject), f"{xsi}{_SHARES}".lower(): " ".join(subject.shares)}
     else:
         for experiment in archive.experiments.values():
             if experiment.xsi == xsi and archive.experiment_readable(experiment, user):
                 subject = archive.subjects[experiment.subject]
-                yield {**_subject_row(subject), **_named(xsi, _experiment_fields(experiment, subject))}
+                row = {**_subject_row(subject), **_named(xsi, _experiment_fields(experiment, subject))}
+                yield {**row, f"{xsi}{_SHARES}".lower(): " ".join(experiment.shares)}
 
 
 def _named(xsi: str, fields: dict[str, str]) -> Row:
