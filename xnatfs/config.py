@@ -20,6 +20,7 @@ class Credentials:
     user: str | None = None
     secret: str | None = field(default=None, repr=False)
     origin: str = "anonymous"  # where it was found, for messages and `doctor`
+    is_token: bool = False  # an alias token of `xnatfs login`: it ends, and is made anew there
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,21 +7,29 @@ a ``requests.Session`` is lent to one request at a time, so there are never more
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import random
+import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.connection import HTTPConnection
+from urllib3.util.ssl_ import create_urllib3_context
 
+from xnatfs.archives.session import ServerSession, SharedSession
 from xnatfs.config import Credentials, HttpConfig
 from xnatfs.errors import (
     AccessDenied,
@@ -33,6 +41,7 @@ from xnatfs.errors import (
     Unavailable,
     UnexpectedReply,
 )
+from xnatfs.stats import Stats
 
 log = logging.getLogger(__name__)
 
@@ -48,34 +57,63 @@ MAX_DOCUMENT = 1 << 30
 PIECE = 256 * 1024
 """Bytes asked of a document's body at once."""
 
+FIRST_BUFFER = 128 * 1024
+"""Bytes of a new socket's receive buffer (Linux doubles it). Left to itself the kernel took 0.1 to 2.6 MB of a body
+from which 256 KiB were read, measured on loopback; with this, 0.2 MB."""
+
+WIDEN_AFTER = 512 * 1024
+"""Bytes of one body after which the kernel may tune the buffer again: a fixed one holds a line of 20 ms at 13 MB/s."""
+
+SO_BUF_LOCK = 72
+"""asm-generic/socket.h, Linux 5.14 and later: 0 takes back that the buffer size was set by hand. Python has no name."""
+
 EXPIRY_MARGIN = 0.1
 """Part of a session's life at its end in which it is renewed before use rather than risked."""
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 TEMPORARY_STATUS = frozenset({429, 500, 502, 503, 504})
 
 T = TypeVar("T")
 
-Login = Callable[[], Mapping[str, str]]
-"""Logs in once and returns the cookies of the new session. Raises LoginFailed when the server says 401."""
+Login = Callable[[], ServerSession]
+"""Logs in once. Raises LoginFailed when the server says 401."""
+
+LEAVE_S = 1.0
+"""Seconds to wait for the session file at unmount, or with an answer in hand. Without it a session ends by itself."""
+
+SESSION_COOKIE = "JSESSIONID"
+EXPIRY_COOKIE = "SESSION_EXPIRATION_TIME"
 
 
 class Account:
-    """One server session and one set of credentials for every thread of a process.
+    """One server session and one set of credentials for every thread, and through ``shared`` for every process.
 
     The session is renewed once, by one thread, before it is known to have expired or when the server has refused it;
     the others wait for that. A refused password is final: accounts lock after a number of failures.
     """
 
-    def __init__(self, credentials: Credentials, login: Login, timeout_s: float) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        login: Login,
+        timeout_s: float,
+        shared: SharedSession | None = None,
+        stats: Stats | None = None,
+    ) -> None:
         self._login = login
         self._timeout_s = timeout_s
+        self._shared = shared
+        self._stats = stats or Stats()
         self._cond = threading.Condition(threading.Lock())
-        self._cookies: dict[str, str] = {}  # guarded by _cond, like all below
+        self._session: ServerSession | None = None  # guarded by _cond, like all below
+        self._dead: Mapping[str, str] = {}  # cookies that the server has refused
         self._generation = 0
-        self._expires = float("inf")  # monotonic
+        self._expires = 0.0  # monotonic
         self._renewing = False
         self._refused: LoginFailed | None = None
         self._authorization: str | None = None
+        self.user = credentials.user
         if credentials.user is not None:
             pair = f"{credentials.user}:{credentials.secret or ''}".encode()
             self._authorization = "Basic " + base64.b64encode(pair).decode("ascii")
@@ -85,15 +123,15 @@ class Account:
         """False for a guest."""
         return self._authorization is not None
 
-    def headers(self) -> tuple[dict[str, str], int]:
+    def headers(self, with_credentials: bool = False) -> tuple[dict[str, str], int]:
         """What to send along, and the generation of the session it belongs to. Logs in first where that is due."""
         deadline = time.monotonic() + 2 * self._timeout_s
         while True:
             with self._cond:
                 if self._refused is not None:
                     raise LoginFailed(str(self._refused), self._refused.hint) from self._refused
-                if self._cookies and time.monotonic() < self._expires:
-                    return self._sent(), self._generation
+                if self._session is not None and time.monotonic() < self._expires:
+                    return self._sent(self._session, with_credentials), self._generation
                 leads = not self._renewing
                 if leads:
                     self._renewing = True
@@ -102,19 +140,20 @@ class Account:
             if leads:
                 self._renew()
 
-    def _sent(self) -> dict[str, str]:
-        # Cookie and credentials together: on a site open to guests a stale cookie alone is not refused, it silently
-        # makes a guest of its owner; with both the server logs in again by itself (XnatBasicAuthenticationFilter).
-        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self._cookies.items())}
-        if self._authorization is not None:
+    def _sent(self, session: ServerSession, with_credentials: bool) -> dict[str, str]:
+        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in session.cookies.items())}
+        # On a site open to guests a forgotten session is not refused: it silently makes a guest of its owner. With
+        # the credentials beside it the server logs in again by itself (XnatBasicAuthenticationFilter). On a closed
+        # site they stay at home: there each request under way would log in by itself, where a 401 leads to one login.
+        if self._authorization is not None and (with_credentials or session.open_site):
             headers["Authorization"] = self._authorization
         return headers
 
     def _renew(self) -> None:
-        cookies: Mapping[str, str] = {}
+        session: ServerSession | None = None
         refused: LoginFailed | None = None
         try:
-            cookies = self._login()
+            session = self._obtain()
         except LoginFailed as error:
             refused = error
             raise
@@ -122,51 +161,111 @@ class Account:
             with self._cond:
                 self._renewing = False
                 self._refused = refused
-                if cookies:
-                    self._adopt(cookies)
+                if session is not None:
+                    self._adopt(session)
                 self._cond.notify_all()
 
-    def _adopt(self, cookies: Mapping[str, str]) -> None:
-        """Under the condition."""
-        self._cookies.update(cookies)
-        expiry = self._cookies.pop("SESSION_EXPIRATION_TIME", "")
-        if life_s := _session_life(expiry):
-            self._expires = time.monotonic() + life_s * (1 - EXPIRY_MARGIN)
-        self._generation += 1
+    def _obtain(self) -> ServerSession:
+        """The session that another process has made, or else a new one."""
+        if self._shared is None:
+            return self._logged_in()
+        with self._shared.alone(self._timeout_s) as alone:
+            if alone:
+                found = self._shared.read()
+                if found is not None and found.left_s > found.life_s * EXPIRY_MARGIN and found.cookies != self._dead:
+                    return found
+            session = self._logged_in()
+            if alone:
+                self._shared.write(session)
+            return session
 
-    def note(self, cookies: Mapping[str, str], generation: int) -> None:
-        """Take in the cookies of an answer to a request of that generation."""
+    def _logged_in(self) -> ServerSession:
+        self._stats.logins += 1
+        return self._login()
+
+    def _adopt(self, session: ServerSession) -> None:
+        """Under the condition."""
+        self._session = session
+        self._generation += 1
+        self._slide(session, session.left_s)
+        self._stats.session_since_s = session.since_s
+
+    def _slide(self, session: ServerSession, left_s: float) -> None:
+        """Under the condition."""
+        self._expires = time.monotonic() + max(0.0, left_s - session.life_s * EXPIRY_MARGIN)
+        self._stats.session_until_s = time.time() + left_s if session.life_s else 0.0
+
+    def note(self, cookies: Mapping[str, str], generation: int, with_credentials: bool) -> bool:
+        """Take in the cookies of an answer; False when it was given to a guest in our place.
+
+        Another session than the one we sent means that the server has forgotten ours. Where the credentials went
+        along it is ours all the same, and is used from here on.
+        """
         if not cookies:
-            return
+            return True
         with self._cond:
-            if generation != self._generation:
-                return
-            if any(self._cookies.get(name) != value for name, value in cookies.items() if name != _EXPIRY):
-                self._adopt(cookies)
-            elif life_s := _session_life(cookies.get(_EXPIRY, "")):
-                self._expires = time.monotonic() + life_s * (1 - EXPIRY_MARGIN)
+            session = self._session
+            if session is None or generation != self._generation:
+                return not self._is_foreign(cookies, None) or with_credentials or not self.named
+            foreign = self._is_foreign(cookies, session)
+            if foreign and self.named and not with_credentials:
+                return False
+            life_s = session_life_s(cookies.get(EXPIRY_COOKIE, "")) or session.life_s
+            if not foreign:
+                self._slide(session, life_s or float("inf"))
+            else:
+                now = time.time()
+                # A server that answers fresh cookies with others wants the credentials each time.
+                session = replace(session, cookies=fresh_cookies(session.cookies, cookies), used_s=now, open_site=True)
+                self._adopt(session)
+        if self._shared is not None:
+            if foreign:
+                self._share(session)
+            else:
+                self._shared.touch(life_s)
+        return True
+
+    def _is_foreign(self, cookies: Mapping[str, str], session: ServerSession | None) -> bool:
+        """Whether an answer names another session than ours."""
+        theirs = cookies.get(SESSION_COOKIE)
+        return theirs is not None and (session is None or theirs != session.cookies.get(SESSION_COOKIE))
+
+    def _share(self, session: ServerSession) -> None:
+        assert self._shared is not None
+        with self._shared.alone(LEAVE_S) as alone:
+            if alone:
+                self._shared.write(session)
 
     def expire(self, generation: int) -> None:
         """The server no longer knows the session of that generation: the next request renews it."""
         with self._cond:
-            if generation == self._generation:
-                self._cookies = {}
-                self._expires = 0.0
+            if generation == self._generation and self._session is not None:
+                self._dead = self._session.cookies
+                self._session = None
 
     def refuse(self, error: LoginFailed) -> None:
         """A fresh session was refused too: final until the user acts."""
+        log.error("%s; nothing more is asked of the archive until this is mounted again", error)
         with self._cond:
             self._refused = error
 
-    def cookies(self) -> dict[str, str]:
+    def leave(self) -> Mapping[str, str]:
+        """Forget the session; its cookies, when it is ours to end: nobody else uses it."""
         with self._cond:
-            return dict(self._cookies)
+            session, self._session = self._session, None
+        if self._shared is None or not self._shared.joined:
+            return session.cookies if session is not None else {}
+        with self._shared.alone(LEAVE_S) as alone:
+            last = self._shared.leave() if alone else None
+        return last.cookies if last is not None and last.left_s > 0 else {}
 
 
-_EXPIRY = "SESSION_EXPIRATION_TIME"
+def fresh_cookies(held: Mapping[str, str], answered: Mapping[str, str]) -> dict[str, str]:
+    """The cookies to send from here on. The expiry is for us, and changes with every answer."""
+    return {name: value for name, value in {**held, **answered}.items() if name != EXPIRY_COOKIE}
 
 
-def _session_life(text: str) -> float:
+def session_life_s(text: str) -> float:
     """Seconds of life in ``"<now ms>,<timeout ms>"`` as XNAT sends it; 0 when it does not say."""
     parts = text.strip('"').replace("%2C", ",").split(",")
     try:
@@ -178,7 +277,10 @@ def _session_life(text: str) -> float:
 class Reply:
     """An answer whose body has not been read. Give it back with ``close``: until then it holds a connection."""
 
-    def __init__(self, client: HttpClient, session: requests.Session, response: requests.Response) -> None:
+    def __init__(
+        self, client: HttpClient, session: requests.Session, response: requests.Response, generation: int
+    ) -> None:
+        self.generation = generation
         self._client = client
         self._session: requests.Session | None = session
         self._lock = threading.Lock()
@@ -186,6 +288,7 @@ class Reply:
         self.status = response.status_code
         self.headers = response.headers
         self.url = response.url
+        self._until_wide = WIDEN_AFTER
 
     def read1(self, size: int) -> bytes:
         """At least one byte and at most ``size``; b"" at the end of the body.
@@ -194,9 +297,25 @@ class Reply:
             Unavailable, TimedOut
         """
         try:
-            return self.raw.read1(size, decode_content=False)
+            piece = self.raw.read1(size, decode_content=False)
         except Exception as error:  # noqa: BLE001  # urllib3, ssl and http.client raise from many families
             raise_translated(error, f"reading {_path(self.url)}")
+        self._client.stats.received_bytes += len(piece)
+        if self._until_wide > 0:
+            self._until_wide -= len(piece)
+            if self._until_wide <= 0:
+                self._widen()
+        return piece
+
+    def _widen(self) -> None:
+        sock = self._socket()
+        if sock is not None:
+            with contextlib.suppress(OSError):  # an older kernel: the buffer stays small
+                sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
+
+    def _socket(self) -> socket.socket | None:
+        sock = getattr(getattr(self.raw, "connection", None), "sock", None)
+        return sock if isinstance(sock, socket.socket) else None
 
     def close(self, reusable: bool = False) -> None:
         """Let the connection go; keep it for the next request when the body was read to its end."""
@@ -213,19 +332,34 @@ class Reply:
 
     def interrupt(self) -> None:
         """Wake a thread that waits in ``read1``; it gets an error."""
-        connection = getattr(self.raw, "connection", None)
-        sock = getattr(connection, "sock", None)
+        sock = self._socket()
         if sock is not None:
-            try:
-                sock.shutdown(2)
-            except OSError:
-                log.debug("socket was closed already")
+            with contextlib.suppress(OSError):  # closed already
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 class HttpClient:
-    """GETs from one origin. Every failure is an ArchiveError that names the object and the action."""
+    """GETs from one origin. Every failure is an ArchiveError that names the object and the action.
 
-    def __init__(self, base_url: str, config: HttpConfig, account: Account, user_agent: str) -> None:
+    Args:
+        who_path: What answers a GET with the name of who is logged in; "" when nothing does.
+        data_paths: Beginnings of the paths that a redirect may lead to; others are pages for people.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        config: HttpConfig,
+        account: Account,
+        user_agent: str,
+        stats: Stats | None = None,
+        who_path: str = "",
+        data_paths: tuple[str, ...] = ("/",),
+    ) -> None:
+        self.stats = stats or Stats()
+        self.stats.gauges["in_flight"] = lambda: self._lent
+        self._who_path = who_path
+        self._data_paths = data_paths
         self._base_url = base_url
         self._origin = _origin(base_url)
         self._config = config
@@ -234,6 +368,8 @@ class HttpClient:
         self._slots = threading.BoundedSemaphore(config.max_connections)
         self._lock = threading.Lock()
         self._idle: list[requests.Session] = []  # guarded by _lock
+        self._lent = 0  # guarded by _lock
+        self._tls: ssl.SSLContext | None = None  # guarded by _lock; made when first needed: it reads files
         self._closed = False
 
     def get_json(self, path: str, params: Mapping[str, str] | None = None) -> Any:
@@ -246,10 +382,8 @@ class HttpClient:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise UnexpectedReply(
-                f"GET {path}: {_what_is(text)} in place of JSON",
-                "a login or agreement page? open the address in a browser with the same account",
-            ) from error
+            what = "something else" if text.strip() else "an empty body"
+            raise UnexpectedReply(f"GET {path}: {what} in place of JSON") from error
 
     def get_text(self, path: str, params: Mapping[str, str] | None = None) -> str:
         """A document as text: UTF-8, or Latin-1 where that fails (XNAT writes in its JVM's default charset)."""
@@ -260,29 +394,58 @@ class HttpClient:
             return data.decode("latin-1")
 
     def get_bytes(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
-        """A document as it was sent, whole."""
-
-        def read() -> bytes:
-            with self.get(path, params) as reply:
-                return self._document(reply, path)
-
-        return self._retrying(read, f"GET {path}")
+        """A document as it was sent, whole; never an HTML page."""
+        return self._whole(f"GET {path}", lambda: self._send("GET", path, params, {}))
 
     def post_search(self, path: str, params: Mapping[str, str], document: bytes) -> bytes:
         """The answer to a search, whole. A POST because the question is a document: it changes nothing."""
+        headers = {"Content-Type": "text/xml"}
+        return self._whole(f"POST {path}", lambda: self._send("POST", path, params, headers, document))
+
+    def _whole(self, what: str, send: Callable[[], Reply]) -> bytes:
+        """The body of an answer that is a document for programs; where a page comes, once more with a sure login."""
 
         def read() -> bytes:
-            reply = self._send("POST", path, params, {"Content-Type": "text/xml"}, document)
+            reply = send()
             try:
-                return self._document(reply, path)
+                return self._document(reply, what)
             finally:
                 reply.close()
 
-        return self._retrying(read, f"POST {path}")
+        try:
+            return self._retrying(read, what)
+        except PageReply as page:
+            self.doubt(page.generation)
+            return self._retrying(read, what)
 
-    def _document(self, reply: Reply, path: str) -> bytes:
+    def doubt(self, generation: int) -> None:
+        """A page for people came in place of data: renew the session of that generation unless it is still ours."""
+        if self._account.named and not self._is_logged_in():
+            self._account.expire(generation)
+
+    def page_reply(self, what: str, generation: int = 0, target: str = "") -> PageReply:
+        """The error for a page in place of data, saying where to look at it."""
+        page = PageReply(
+            f"{what}: the server answers with a web page" + (f" ({target})" if target else ""),
+            f"it may want its terms of use accepted: open {target or self._base_url} in a browser, "
+            + ("logged in as the same user" if self._account.named else "or log in: this was asked as a guest"),
+        )
+        page.generation = generation
+        return page
+
+    def _is_logged_in(self) -> bool:
+        """Whether the server still takes our session for ours."""
+        if not self._who_path:
+            return False
+        reply, _ = self._ask("GET", self._base_url + self._who_path, None, {}, None, with_credentials=False)
+        try:
+            return reply.status == 200 and not _is_page(said := reply.read1(PIECE)) and b"'guest'" not in said
+        finally:
+            reply.close()
+
+    def _document(self, reply: Reply, what: str) -> bytes:
         if reply.status != 200:
-            raise UnexpectedReply(f"GET {path}: status {reply.status}")
+            raise UnexpectedReply(f"{what}: status {reply.status}")
         pieces: list[bytes] = []
         length = 0
         started = time.monotonic()
@@ -290,24 +453,30 @@ class HttpClient:
             pieces.append(piece)
             length += len(piece)
             if length > MAX_DOCUMENT:
-                raise UnexpectedReply(f"GET {path}: over {MAX_DOCUMENT} bytes")
+                raise UnexpectedReply(f"{what}: over {MAX_DOCUMENT} bytes")
             if time.monotonic() - started > self._config.timeout_s * (1 + length / PIECE):
-                raise TimedOut(f"GET {path}: {length} bytes in {self._config.timeout_s:g} s")
+                raise TimedOut(f"{what}: {length} bytes in {self._config.timeout_s:g} s")
         expected = content_length(reply)
         if expected is not None and length != expected:
-            raise Unavailable(f"GET {path}: {length} of {expected} bytes")
+            raise Unavailable(f"{what}: {length} of {expected} bytes")
         reply.close(reusable=True)
-        return b"".join(pieces)
+        data = b"".join(pieces)
+        if _is_page(data):
+            raise self.page_reply(what, reply.generation)
+        return data
 
     def head(self, path: str) -> Mapping[str, str]:
         """The headers of a HEAD request."""
 
         def ask() -> Mapping[str, str]:
-            with self.get(path, method="HEAD") as reply:
+            reply = self._send("HEAD", path, None, {})
+            try:
                 while reply.read1(PIECE):
                     pass
                 reply.close(reusable=True)
                 return reply.headers
+            finally:
+                reply.close()
 
         return self._retrying(ask, f"HEAD {path}")
 
@@ -315,13 +484,21 @@ class HttpClient:
         """A body to be streamed. 200 or 206, anything else has been raised. The caller closes it."""
         return self._retrying(lambda: self._send("GET", path, None, headers), f"GET {path}")
 
-    @contextmanager
-    def get(self, path: str, params: Mapping[str, str] | None = None, method: str = "GET") -> Iterator[Reply]:
-        reply = self._send(method, path, params, {})
-        try:
-            yield reply
-        finally:
-            reply.close()
+    def open_with(self, path: str, params: Mapping[str, str], begin: Callable[[Reply], T]) -> T:
+        """A body that ``begin`` reads into first: what fails there is tried again like the request itself.
+
+        The reply belongs to ``begin`` and to what it returns; it is closed here only when ``begin`` raises.
+        """
+
+        def attempt() -> T:
+            reply = self._send("GET", path, params, {})
+            try:
+                return begin(reply)
+            except BaseException:
+                reply.close()
+                raise
+
+        return self._retrying(attempt, f"GET {path}")
 
     def close(self) -> None:
         with self._lock:
@@ -340,52 +517,64 @@ class HttpClient:
         headers: Mapping[str, str],
         body: bytes | None = None,
     ) -> Reply:
-        """Send with the session of the moment; once more with a new one when the server has forgotten it."""
+        """Send with the session of the moment; once more, with a new one, when the server has forgotten it."""
         url = self._base_url + path
+        what = f"{method} {path}"
         for attempt in (1, 2):
-            account_headers, generation = self._account.headers()
-            reply = self._exchange(method, url, params, {**account_headers, **headers}, body)
+            reply, with_credentials = self._ask(method, url, params, headers, body, with_credentials=attempt > 1)
             location = reply.headers.get("Location", "")
-            if reply.status in (301, 302, 303, 307, 308) and not _is_login_page(location):
-                url = self._redirected(reply, url, location)
-                params = None
-                reply = self._exchange(method, url, params, {**account_headers, **headers}, body)
-            if reply.status == 401 or (
-                reply.status in (302, 303) and _is_login_page(reply.headers.get("Location", ""))
-            ):
+            if reply.status in REDIRECTS and not _is_login_page(location):
+                url, params = self._redirected(reply, what, url, location), None
+                reply, with_credentials = self._ask(method, url, params, headers, body, with_credentials)
+                location = reply.headers.get("Location", "")
+            # Noted first: the session that a 401 opens is nobody's.
+            refused = reply.status == 401 or (reply.status in REDIRECTS and _is_login_page(location))
+            if refused or not self._account.note(_cookies(reply), reply.generation, with_credentials):
                 reply.close()
-                if attempt == 1:
-                    self._account.expire(generation)
+                if attempt == 1 and self._account.named:
+                    self._account.expire(reply.generation)
                     continue
-                raise self._final_refusal(path)
-            self._account.note(_cookies(reply), generation)
+                raise self._refusal(what)
             if reply.status not in (200, 206):
                 reply.close()
-                raise_for_status(reply.status, reply.headers, f"{method} {path}")
+                raise_for_status(reply.status, reply.headers, what)
             return reply
         raise AssertionError("unreachable")
 
-    def _final_refusal(self, path: str) -> ArchiveError:
+    def _refusal(self, what: str) -> ArchiveError:
+        """The error for a 401 that a new login has not cured."""
         if not self._account.named:
-            return AccessDenied(f"{path}: the archive wants a login", "set XNAT_USER and XNAT_PASS, or use ~/.netrc")
-        return LoginFailed(f"{path}: the archive refused this account", "check the account in a browser")
+            return AccessDenied(f"{what}: the archive wants a login", "set XNAT_USER and XNAT_PASS, or use ~/.netrc")
+        if self._is_logged_in():
+            return AccessDenied(f"{what}: closed to this account (401)")
+        error = LoginFailed(f"{what}: the archive refused this account", "check the account in a browser")
+        self._account.refuse(error)
+        return error
 
-    def _exchange(
+    def _ask(
         self,
         method: str,
         url: str,
         params: Mapping[str, str] | None,
         headers: Mapping[str, str],
-        body: bytes | None = None,
-    ) -> Reply:
+        body: bytes | None,
+        with_credentials: bool,
+    ) -> tuple[Reply, bool]:
+        """One request, and whether the credentials went along.
+
+        The connection is taken first and the session after it: a request that had to wait for its turn then knows of
+        a renewal in the meantime, and a login counts as one of the connections.
+        """
         session = self._lend()
         try:
+            account_headers, generation = self._account.headers(with_credentials)
+            self.stats.requests += 1
             response = session.request(
                 method,
                 url,
                 params=params,
                 data=body,
-                headers=dict(headers),
+                headers={**account_headers, **headers},
                 stream=True,
                 allow_redirects=False,
                 timeout=(min(CONNECT_S, self._config.timeout_s), self._config.timeout_s),
@@ -395,17 +584,18 @@ class HttpClient:
             if isinstance(error, Exception):
                 raise_translated(error, f"{method} {_path(url)}")
             raise
-        return Reply(self, session, response)
+        return Reply(self, session, response, generation), "Authorization" in account_headers
 
-    def _redirected(self, reply: Reply, url: str, location: str) -> str:
-        """The address to follow, on the same origin only: credentials go nowhere else."""
+    def _redirected(self, reply: Reply, what: str, url: str, location: str) -> str:
+        """The address to follow, to data on the same origin only: credentials go nowhere else."""
         reply.close()
         target = urljoin(url, location)
         if not location or _origin(target) != self._origin:
             raise UnexpectedReply(
-                f"{_path(url)}: the server sends us to {_origin(target)}",
-                "use that address as the source if you trust it",
+                f"{what}: the server sends us to {_origin(target)}", "use that address as the source if you trust it"
             )
+        if not target.startswith(tuple(self._base_url + beginning for beginning in self._data_paths)):
+            raise self.page_reply(what, reply.generation, _path(target))
         return target
 
     def _retrying(self, call: Callable[[], T], what: str) -> T:
@@ -419,7 +609,10 @@ class HttpClient:
                 attempt += 1
                 wait_s = _retry_after(error, attempt)
                 if wait_s is None or attempt > self._config.retries or time.monotonic() + wait_s > deadline:
+                    if not isinstance(error, NotFound):
+                        self.stats.failed(f"{error}")
                     raise
+                self.stats.retries += 1
                 log.info("%s: %s; trying again in %.1f s", what, error, wait_s)
                 time.sleep(wait_s)
 
@@ -429,18 +622,28 @@ class HttpClient:
         if not self._slots.acquire(timeout=self._config.timeout_s):
             raise TimedOut(f"all {self._config.max_connections} connections are busy", "raise --connections")
         with self._lock:
+            self._lent += 1
             if self._idle:
                 return self._idle.pop()
         return self.new_session()
 
     def _give_back(self, session: requests.Session) -> None:
         with self._lock:
+            self._lent -= 1
             keep = not self._closed
             if keep:
                 self._idle.append(session)
         if not keep:
             session.close()
         self._slots.release()
+
+    def _trusted(self) -> ssl.SSLContext | None:
+        if not self._base_url.startswith("https:"):
+            return None
+        with self._lock:
+            if self._tls is None:
+                self._tls = _tls_context(self._config.ca_bundle)
+            return self._tls
 
     def new_session(self) -> requests.Session:
         """A session with our headers, CA and proxy, and no cookies or credentials of its own."""
@@ -454,19 +657,59 @@ class HttpClient:
             "Accept-Encoding": "identity",  # Content-Length must be the file's, and a stored .gz stay as it is
         }
         session.headers.update(headers)
-        if self._config.ca_bundle is not None:
-            session.verify = str(self._config.ca_bundle)
         if self._config.proxy is not None:
             session.proxies = {"http": self._config.proxy, "https": self._config.proxy}
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
+        adapter = _Adapter(self._trusted(), pool_connections=1, pool_maxsize=1, max_retries=0)
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         return session
 
 
+class _Adapter(HTTPAdapter):
+    """Sockets that begin with a small receive buffer; ``Reply`` widens it for a body that is read on.
+
+    One TLS context serves all connections: requests would read its file of authorities again for each.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None, **kwargs: Any) -> None:
+        options = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_RCVBUF, FIRST_BUFFER)]
+        self._options: dict[str, Any] = {"socket_options": options, **({"ssl_context": tls} if tls is not None else {})}
+        super().__init__(**kwargs)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
+        super().init_poolmanager(connections, maxsize, block, **{**kwargs, **self._options})
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, **self._options, **kwargs)
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        conn.cert_reqs = "CERT_REQUIRED"  # by the context's authorities
+
+
+def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
+    """Trusts the given authorities alone, or else the system's and certifi's: hospitals have their own."""
+    context = create_urllib3_context()
+    try:
+        if ca_bundle is not None:
+            context.load_verify_locations(ca_bundle)
+        else:
+            context.load_default_certs()
+            context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+    except OSError as error:  # ssl.SSLError is one
+        what = f"{ca_bundle or DEFAULT_CA_BUNDLE_PATH}: not a file of certificates (PEM)"
+        raise _Refused(what, "check --ca-bundle") from error
+    return context
+
+
 class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]  # untyped re-export
     def set_ok(self, cookie: object, request: object) -> bool:
         return False
+
+
+class PageReply(UnexpectedReply):
+    """A web page in place of data: a login page, terms of use, or "down for maintenance", with status 200."""
+
+    generation = 0  # of the session that got it
 
 
 class _Temporary(Unavailable):
@@ -514,9 +757,8 @@ def raise_translated(error: Exception, what: str) -> NoReturn:
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
         chain.append(inner)
     if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
-        raise _Refused(
-            f"{what}: the server's certificate is not trusted: {_short(error)}", "name its CA with --ca-bundle FILE"
-        ) from error
+        why, hint = _tls_words(str(error))
+        raise _Refused(f"{what}: {why}", hint) from error
     if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         raise TimedOut(f"{what}: no answer in time") from error
     if isinstance(error, requests.exceptions.ProxyError):
@@ -528,6 +770,35 @@ def raise_translated(error: Exception, what: str) -> NoReturn:
     if any(isinstance(one, ConnectionRefusedError | urllib3.exceptions.NewConnectionError) for one in chain):
         raise _Refused(f"{what}: nobody answers there", "check the address and the port") from error
     raise Unavailable(f"{what}: the connection broke: {_short(error)}") from error
+
+
+_TLS_WORDS = (
+    ("hostname mismatch", "the server's certificate is for another host", "check the address"),
+    ("doesn't match", "the server's certificate is for another host", "check the address"),
+    ("not valid for", "the server's certificate is for another host", "check the address"),
+    (
+        "certificate has expired",
+        "the server's certificate has expired",
+        "tell the site; is this machine's clock right?",
+    ),
+    ("not yet valid", "the server's certificate is not valid yet", "is this machine's clock right?"),
+    ("self-signed", "nobody known has signed the server's certificate", "name its authority: --ca-bundle FILE"),
+    ("self signed", "nobody known has signed the server's certificate", "name its authority: --ca-bundle FILE"),
+    ("local issuer", "nobody known has signed the server's certificate", "name its authority: --ca-bundle FILE"),
+    ("wrong_version_number", "what answers there does not speak TLS", "is it http:// rather than https://?"),
+    ("wrong version number", "what answers there does not speak TLS", "is it http:// rather than https://?"),
+    ("http_request", "what answers there does not speak TLS", "is it http:// rather than https://?"),
+    ("record layer failure", "what answers there does not speak TLS", "is it http:// rather than https://?"),
+    ("unsupported_protocol", "the server speaks only an old TLS", "tell the site"),
+)
+"""What OpenSSL says -> what it means, and what to do."""
+
+
+def _tls_words(said: str) -> tuple[str, str]:
+    for words, why, hint in _TLS_WORDS:
+        if words in said.lower():
+            return why, hint
+    return f"TLS failed: {said.rsplit(': ', 1)[-1].strip('()')[:200]}", "does a browser get through from here?"
 
 
 def _short(error: Exception) -> str:
@@ -578,8 +849,6 @@ def _path(url: str) -> str:
     return url.split("?", 1)[0]
 
 
-def _what_is(text: str) -> str:
-    head = text.lstrip()[:200].lower()
-    if not head:
-        return "an empty body"
-    return "an HTML page" if head.startswith("<") else "something else"
+def _is_page(data: bytes) -> bool:
+    """Whether this is HTML. XNAT's own XML begins with < as well: with <?xml, or an element of its schema."""
+    return data[:1024].lstrip(b" \t\r\n\xef\xbb\xbf").lower().startswith((b"<!doctype html", b"<html"))

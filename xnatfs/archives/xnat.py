@@ -16,21 +16,11 @@ from hashlib import md5
 from typing import Any
 from urllib.parse import quote
 
-import pyxnat
-import requests
 from pyxnat.core.search import build_search_document
-from requests.auth import HTTPBasicAuth
 
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import (
-    Account,
-    HttpClient,
-    Reply,
-    content_length,
-    parse_set_cookie,
-    raise_for_status,
-    raise_translated,
-)
+from xnatfs.archives.http import Account, HttpClient, PageReply, Reply, content_length
+from xnatfs.archives.session import ServerSession, SharedSession
 from xnatfs.archives.xnat_documents import (
     EXPERIMENT_COLUMNS,
     SUBJECT_COLUMNS,
@@ -40,6 +30,7 @@ from xnatfs.archives.xnat_documents import (
     made,
     split_key,
 )
+from xnatfs.archives.xnat_login import WHO_PATH, XnatLogin
 from xnatfs.archives.xnat_tables import (
     SITE,
     Item,
@@ -55,11 +46,12 @@ from xnatfs.archives.xnat_tables import (
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, StaleContent, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
+from xnatfs.stats import Stats
 
 log = logging.getLogger(__name__)
 
-LOGOUT_S = 3.0
-"""Seconds for ending the server session at unmount; it would end by itself."""
+DATA_PATHS = ("/data/", "/REST/", "/xapi/")
+"""What a redirect may lead to; anything else is a page for people (a login, an agreement)."""
 
 JSON = {"format": "json"}
 
@@ -73,18 +65,28 @@ class XnatArchive:
     """
 
     def __init__(
-        self, base_url: str, credentials: Credentials, http: HttpConfig, tree: TreeConfig, user_agent: str
+        self,
+        base_url: str,
+        credentials: Credentials,
+        http: HttpConfig,
+        tree: TreeConfig,
+        user_agent: str,
+        stats: Stats | None = None,
     ) -> None:
         self.id = base_url
         self._base_url = base_url
-        self._credentials = credentials
         self._http_config = http
         self._tree = tree
-        self._account = Account(credentials, self._log_in, http.timeout_s)
-        self._http = HttpClient(base_url, http, self._account, user_agent)
+        shared = SharedSession(http.session_dir, base_url, credentials) if http.session_dir is not None else None
+        self._account = Account(credentials, self._log_in, http.timeout_s, shared, stats)
+        self._http = HttpClient(base_url, http, self._account, user_agent, stats, WHO_PATH, DATA_PATHS)
+        self._login = XnatLogin(base_url, credentials, http.timeout_s, self._http.new_session)
         self._lock = threading.Lock()
         self._documents = DocumentStore()
         self._side: ThreadPoolExecutor | None = None  # guarded by _lock: requests sent beside the caller's own
+
+    def _log_in(self) -> ServerSession:
+        return self._login.log_in()
 
     def root(self) -> Entry:
         return Entry(name="", key="/data/projects", is_dir=True, listing=SITE)
@@ -233,6 +235,8 @@ class XnatArchive:
             known = made(entry.name, entry.key, data, entry.mtime_ns)
             return replace(entry, size=known.size, version=known.version, digest=known.digest)
         headers = self._http.head(_quoted(entry.key))
+        if _is_page(headers, entry):
+            raise self._http.page_reply(f"HEAD {entry.key}")
         length = headers.get("Content-Length", "")
         if not length.isdigit():
             raise UnexpectedReply(f"HEAD {entry.key}: no Content-Length")
@@ -253,8 +257,17 @@ class XnatArchive:
             if len(data) != entry.size or md5(data, usedforsecurity=False).hexdigest() != entry.digest:
                 raise StaleContent(f"{entry.name}: has changed on the server", "open it again")
             return BytesBody(data)
+        try:
+            return self._body(entry, start, stop)
+        except PageReply as page:
+            self._http.doubt(page.generation)
+            return self._body(entry, start, stop)
+
+    def _body(self, entry: Entry, start: int, stop: int) -> HttpBody:
         reply = self._http.open(_quoted(entry.key), {"Range": f"bytes={start}-{stop - 1}"})
         try:
+            if reply.status == 200 and _is_page(reply.headers, entry):
+                raise self._http.page_reply(f"GET {entry.key}", reply.generation)
             return _checked_body(reply, entry, start, stop)
         except BaseException:
             reply.close()
@@ -265,95 +278,8 @@ class XnatArchive:
             side, self._side = self._side, None
         if side is not None:
             side.shutdown(wait=False, cancel_futures=True)
-        self._log_out()
+        self._login.log_out(self._account.leave())
         self._http.close()
-
-    # --- login -------------------------------------------------------------------------------------------------
-
-    def _log_in(self) -> Mapping[str, str]:
-        """One login: the cookies of a new server session.
-
-        A 200 alone proves nothing (``/data/JSESSION`` is open to anyone), but wrong credentials sent along are a 401.
-        """
-        interface = _Interface(self._base_url, self._credentials, self._http.new_session())
-        what = f"logging in to {self._base_url}"
-        timeout_s = self._http_config.timeout_s
-        try:
-            response = interface.get("/data/JSESSION", allow_redirects=False, timeout=(min(10.0, timeout_s), timeout_s))
-        except requests.RequestException as error:
-            raise_translated(error, what)
-        finally:
-            interface.forget()
-        return _session_cookies(response, self._credentials, what)
-
-    def _log_out(self) -> None:
-        cookies = self._account.cookies()
-        if not cookies:
-            return
-        interface = _Interface(self._base_url, Credentials(), self._http.new_session())
-        try:
-            headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
-            interface.delete("/data/JSESSION", headers=headers, allow_redirects=False, timeout=LOGOUT_S)
-        except requests.RequestException:
-            log.info("could not end the session on %s; it ends by itself", self._base_url)
-        finally:
-            interface.forget()
-
-
-class _Interface(pyxnat.Interface):  # type: ignore[misc]  # pyxnat has no types
-    """pyxnat's connection without its constructor: that one imports every derivatives plugin, pandas with them (0.9 s),
-    and takes proxies from the environment. URL joining, verbs and credentials are pyxnat's own."""
-
-    def __init__(self, server: str, credentials: Credentials, session: requests.Session) -> None:
-        self._server = server
-        self._user = credentials.user
-        self._pwd = credentials.secret
-        self._anonymous = credentials.user is None
-        self._jsession = None
-        self._entry = None
-        self._http = session
-        if credentials.user is not None:
-            session.auth = HTTPBasicAuth(credentials.user.encode(), (credentials.secret or "").encode())
-
-    def forget(self) -> None:
-        self._pwd = None
-        self._http.auth = None
-        self._http.close()
-
-
-def _session_cookies(response: requests.Response, credentials: Credentials, what: str) -> dict[str, str]:
-    status = response.status_code
-    if status == 401:
-        if credentials.user is None:
-            raise LoginFailed(f"{what}: this site has no guests", "set XNAT_USER and XNAT_PASS, or use ~/.netrc")
-        raise LoginFailed(
-            f"{what}: user {credentials.user!r} was refused (credentials from {credentials.origin})",
-            "check user and password in a browser; accounts lock after repeated failures",
-        )
-    if status in (301, 302, 303, 307, 308):
-        target = response.headers.get("Location", "").split("?", 1)[0]
-        raise UnexpectedReply(
-            f"{what}: the server sends us to {target}", "use that address as the source if you trust it"
-        )
-    if status != 200:
-        try:
-            raise_for_status(status, response.headers, what)
-        except Unavailable:
-            raise
-        except OSError as error:
-            raise UnexpectedReply(
-                f"{what}: status {status}: not an XNAT server?", "check the address and its path"
-            ) from error
-    text = response.text.strip()
-    if not text or len(text) > 256 or "<" in text:
-        raise UnexpectedReply(
-            f"{what}: a page in place of a session: not an XNAT server?", "check the address and its path"
-        )
-    cookies: dict[str, str] = {}
-    for line in response.raw.headers.getlist("Set-Cookie"):
-        cookies.update(parse_set_cookie(line))
-    cookies.setdefault("JSESSIONID", text)
-    return cookies
 
 
 class HttpBody:
@@ -391,11 +317,18 @@ class HttpBody:
         self._reply.close()
 
 
+def _is_page(headers: Mapping[str, str], entry: Entry) -> bool:
+    """Whether a web page came in place of a file. A file that is one is known by its name, or at least by its size."""
+    kind = headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
+    if kind not in ("text/html", "application/xhtml+xml") or entry.name.lower().endswith((".html", ".htm")):
+        return False
+    return headers.get("Content-Length", "") != str(entry.size)
+
+
 def _checked_body(reply: Reply, entry: Entry, start: int, stop: int) -> HttpBody:
     """Doubt every 200: a login page has a status of 200 as well."""
     what = f"GET {entry.key}"
     assert entry.size is not None
-    kind = reply.headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
     if reply.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         raise UnexpectedReply(f"{what}: an encoded body although identity was asked for")
     validator = reply.headers.get("Last-Modified") or reply.headers.get("ETag") or ""
@@ -408,11 +341,6 @@ def _checked_body(reply: Reply, entry: Entry, start: int, stop: int) -> HttpBody
         length = content_length(reply)
         first, total = 0, entry.size if length is None else length
         last, ranged = total, False
-        is_page = kind in ("text/html", "application/xhtml+xml") and not entry.name.lower().endswith((".html", ".htm"))
-        if is_page and length != entry.size:
-            raise UnexpectedReply(
-                f"{what}: an HTML page in place of the file", "open the address in a browser: an agreement to accept?"
-            )
     if total != entry.size:
         raise StaleContent(f"{what}: {total} bytes where the listing says {entry.size}", "list the directory again")
     return HttpBody(reply, first, last, total, validator, ranged)

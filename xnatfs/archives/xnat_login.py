@@ -1,0 +1,246 @@
+"""Logging in to XNAT and out again, and its alias tokens. What is done with a session afterwards is ``http.py``'s.
+
+pyxnat's own connection carries the requests. Safe to call from any thread: each call makes a connection and closes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import pyxnat
+import requests
+from requests.auth import HTTPBasicAuth
+
+from xnatfs.archives.http import (
+    CONNECT_S,
+    EXPIRY_COOKIE,
+    REDIRECTS,
+    SESSION_COOKIE,
+    fresh_cookies,
+    parse_set_cookie,
+    raise_for_status,
+    raise_translated,
+    session_life_s,
+)
+from xnatfs.archives.session import ServerSession
+from xnatfs.config import Credentials
+from xnatfs.errors import AccessDenied, LoginFailed, NotFound, Unavailable, UnexpectedReply
+
+log = logging.getLogger(__name__)
+
+LOGOUT_S = 3.0
+"""Seconds for ending the server session at unmount; it would end by itself."""
+
+WHO_PATH = "/data/auth"
+"""Answers "User 'mary' is logged in"."""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasToken:
+    """Serves as user name and password until it ends. ``until_s`` is in seconds since the epoch, 0 when unknown."""
+
+    alias: str
+    secret: str = field(repr=False)
+    user: str
+    until_s: float
+
+
+class XnatLogin:
+    """One account on one server.
+
+    Args:
+        new_session: Makes a connection with headers, authorities and proxy as configured.
+    """
+
+    def __init__(
+        self, base_url: str, credentials: Credentials, timeout_s: float, new_session: Callable[[], requests.Session]
+    ) -> None:
+        self._base_url = base_url
+        self._credentials = credentials
+        self._timeout = (min(CONNECT_S, timeout_s), timeout_s)
+        self._new_session = new_session
+
+    def log_in(self) -> ServerSession:
+        """One login: a new server session.
+
+        Raises:
+            LoginFailed, Unavailable, TimedOut, UnexpectedReply
+        """
+        what = f"logging in to {self._base_url}"
+        with self._connection() as connection:
+            cookies: dict[str, str] = {}
+            open_site = True
+            if self._credentials.user is not None:
+                # Asked without credentials: a site that serves guests forgets a session without a word.
+                greeting = self._get(connection, Credentials(), WHO_PATH, what)
+                open_site = greeting.status_code not in (401, 403, *REDIRECTS)
+                cookies = _cookies(greeting) if greeting.status_code == 200 else {}
+            # A 200 alone proves nothing, this path is open to anyone; but wrong credentials sent along are a 401.
+            response = self._get(connection, self._credentials, "/data/JSESSION", what, fresh_cookies(cookies, {}))
+        return self._session_of(response, what, open_site)
+
+    def log_out(self, cookies: Mapping[str, str]) -> None:
+        """End a session. Best effort: it ends by itself."""
+        if not cookies:
+            return
+        with self._connection() as connection:
+            interface = _Interface(self._base_url, Credentials(), connection)
+            headers = {"Cookie": _cookie_header(cookies)}
+            try:
+                interface.delete("/data/JSESSION", headers=headers, allow_redirects=False, timeout=LOGOUT_S)
+            except requests.RequestException:
+                log.info("could not end the session on %s; it ends by itself", self._base_url)
+
+    def issue_token(self) -> AliasToken:
+        """A new alias token for these credentials, which may be a token's own.
+
+        Raises:
+            LoginFailed, Unavailable, TimedOut, UnexpectedReply
+        """
+        what = f"asking {self._base_url} for a token"
+        with self._connection() as connection:
+            response = self._get(connection, self._credentials, "/data/services/tokens/issue", what)
+        self.log_out(fresh_cookies({}, _cookies(response)))
+        self._refuse(response, what)
+        try:
+            document = response.json()
+            alias, secret = str(document["alias"]), str(document["secret"])
+        except (ValueError, KeyError, TypeError):
+            raise UnexpectedReply(f"{what}: no token came back", "does this server issue alias tokens?") from None
+        return AliasToken(alias, secret, str(document.get("xdatUserId") or ""), _epoch_s(document))
+
+    def invalidate_token(self) -> None:
+        """End the alias token that these credentials are.
+
+        Raises:
+            LoginFailed: it has ended already.
+            Unavailable, TimedOut, UnexpectedReply
+        """
+        what = f"ending a token at {self._base_url}"
+        alias, secret = (quote(part or "", safe="") for part in (self._credentials.user, self._credentials.secret))
+        with self._connection() as connection:
+            path = f"/data/services/tokens/invalidate/{alias}/{secret}"
+            response = self._get(connection, self._credentials, path, what)
+        self.log_out(fresh_cookies({}, _cookies(response)))
+        self._refuse(response, what)
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _connection(self) -> Iterator[requests.Session]:
+        connection = self._new_session()
+        try:
+            yield connection
+        finally:
+            connection.auth = None
+            connection.close()
+
+    def _get(
+        self,
+        connection: requests.Session,
+        credentials: Credentials,
+        path: str,
+        what: str,
+        cookies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        interface = _Interface(self._base_url, credentials, connection)
+        headers = {"Cookie": _cookie_header(cookies)} if cookies else {}
+        try:
+            response: requests.Response = interface.get(
+                path, headers=headers, allow_redirects=False, timeout=self._timeout
+            )
+        except requests.RequestException as error:
+            raise_translated(error, what)
+        return response
+
+    def _session_of(self, response: requests.Response, what: str, open_site: bool) -> ServerSession:
+        self._refuse(response, what)
+        text = response.text.strip()
+        if not text or len(text) > 256 or "<" in text:
+            raise UnexpectedReply(
+                f"{what}: a page in place of a session: not an XNAT server, or one that wants its terms accepted",
+                f"check the address and its path; open {self._base_url} in a browser",
+            )
+        cookies = _cookies(response)
+        now = time.time()
+        life_s = session_life_s(cookies.get(EXPIRY_COOKIE, ""))
+        return ServerSession(fresh_cookies({SESSION_COOKIE: text}, cookies), life_s, now, now, open_site)
+
+    def _refuse(self, response: requests.Response, what: str) -> None:
+        """Raise what a status other than 200 means at a login."""
+        status = response.status_code
+        if status == 200:
+            return
+        if status == 401 or (status == 403 and self._credentials.is_token):
+            raise self._refusal(what)
+        if status in REDIRECTS:
+            target = response.headers.get("Location", "").split("?", 1)[0]
+            raise UnexpectedReply(
+                f"{what}: the server sends us to {target}", "use that address as the source if you trust it"
+            )
+        if status == 403:
+            raise LoginFailed(
+                f"{what}: user {self._credentials.user!r} may not log in (403)",
+                "an expired password? log in once in a browser",
+            )
+        try:
+            raise_for_status(status, response.headers, what)
+        except (NotFound, AccessDenied, UnexpectedReply) as error:
+            hint = "check the address and its path"
+            raise UnexpectedReply(f"{what}: status {status}: not an XNAT server?", hint) from error
+        except Unavailable:
+            raise
+
+    def _refusal(self, what: str) -> LoginFailed:
+        user = self._credentials.user
+        if user is None:
+            return LoginFailed(f"{what}: this site has no guests", "set XNAT_USER and XNAT_PASS, or use ~/.netrc")
+        if self._credentials.is_token:
+            return LoginFailed(f"{what}: the stored token is no longer accepted", f"run: xnatfs login {self._base_url}")
+        return LoginFailed(
+            f"{what}: user {user!r} was refused (credentials from {self._credentials.origin})",
+            "check user and password in a browser; accounts lock after repeated failures",
+        )
+
+
+class _Interface(pyxnat.Interface):  # type: ignore[misc]  # pyxnat has no types
+    """pyxnat's connection without its constructor: that one imports every derivatives plugin, pandas with them (0.9 s),
+    and takes proxies from the environment. URL joining, verbs and credentials are pyxnat's own."""
+
+    def __init__(self, server: str, credentials: Credentials, session: requests.Session) -> None:
+        self._server = server
+        self._user = credentials.user
+        self._pwd = credentials.secret
+        self._anonymous = credentials.user is None
+        self._jsession = None
+        self._entry = None
+        self._http = session
+        session.auth = None
+        if credentials.user is not None:
+            session.auth = HTTPBasicAuth(credentials.user.encode(), (credentials.secret or "").encode())
+
+
+def _cookie_header(cookies: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}={value}" for name, value in cookies.items())
+
+
+def _cookies(response: requests.Response) -> dict[str, str]:
+    cookies: dict[str, str] = {}
+    for line in response.raw.headers.getlist("Set-Cookie"):
+        cookies.update(parse_set_cookie(line))
+    return cookies
+
+
+def _epoch_s(document: Mapping[str, Any]) -> float:
+    """When a token ends: XNAT says it in milliseconds since the epoch; 0 when it says it in another way."""
+    try:
+        number = float(document.get("estimatedExpirationTime") or 0)
+    except (TypeError, ValueError):
+        return 0.0
+    return number / 1000 if number > 1e11 else number
