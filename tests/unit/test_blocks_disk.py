@@ -24,7 +24,7 @@ import pytest
 from xnatfs.blocks import disk as disk_module
 from xnatfs.blocks.base import BlockKey
 from xnatfs.blocks.disk import DiskBlocks
-from xnatfs.blocks.format import HEADER_BYTES, filename_of, name_of, tag_of
+from xnatfs.blocks.format import BLOCKS_IN_FILE, HEADER_BYTES, on_disk, place_of, tag_of
 from xnatfs.model import ContentId
 
 KIB, MIB = 1024, 1024 * 1024
@@ -85,18 +85,36 @@ def kept(store: DiskBlocks, name: str, blocks: int) -> int:
 
 
 def file_of(directory: Path, block: BlockKey) -> Path:
-    return directory / filename_of(name_of(block))
+    return directory / place_of(block).filename
 
 
-def block_files(directory: Path) -> set[str]:
-    return {str(path.relative_to(directory)) for path in directory.glob("[0-9a-f][0-9a-f]/*")}
+def change(directory: Path, block: BlockKey, how: Callable[[bytes], bytes], size: int = UNIT) -> None:
+    """Replace what stands on disk for a block, header and bytes."""
+    offset = place_of(block).offset
+    with file_of(directory, block).open("r+b") as file:
+        file.seek(offset)
+        stored = file.read(HEADER_BYTES + size)
+        file.seek(offset)
+        file.write(how(stored))
 
 
-def booked_files(directory: Path) -> set[str]:
+def blocks_on_disk(directory: Path) -> set[str]:
+    """The name of every block that stands in a file, whole or not, as the database should have it."""
+    names = set()
+    for path in directory.glob("[0-9a-f][0-9a-f]/*"):
+        tag, unit, number = f"{path.parent.name}{path.name}".split("-")
+        data = path.read_bytes()
+        for slot, offset in enumerate(range(0, len(data), on_disk(int(unit, 16)))):
+            if any(data[offset : offset + HEADER_BYTES]):
+                names.add(f"{tag}-{unit}-{int(number, 16) * BLOCKS_IN_FILE + slot:x}")
+    return names
+
+
+def booked(directory: Path) -> set[str]:
     with sqlite3.connect(directory / "cache.db") as books:
-        rows = books.execute("SELECT filename FROM Cache WHERE filename IS NOT NULL").fetchall()
+        rows = books.execute("SELECT key FROM Cache WHERE filename IS NOT NULL").fetchall()
     books.close()
-    return {name for (filename,) in rows for name in (filename, f"{filename}.new")}
+    return {name for (name,) in rows}
 
 
 def disk_use(directory: Path) -> int:
@@ -183,7 +201,8 @@ def test_discard_drops_blocks_and_note_of_one_content_only(store: DiskBlocks, di
     store.put_note(content("a"), "Mon")
     store.discard(content("a"))
     assert (kept(store, "a", 3), kept(store, "b", 3), store.get_note(content("a"))) == (0, 3, None)
-    assert len(block_files(directory)) == 3
+    assert len(blocks_on_disk(directory)) == 3
+    assert len(list(directory.glob("??/*"))) == 1
 
 
 def test_a_closed_store_finds_nothing_and_keeps_nothing(store: DiskBlocks) -> None:
@@ -236,7 +255,7 @@ def test_threads_that_put_get_and_discard_see_right_bytes_only(store: DiskBlocks
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert block_files(directory) <= booked_files(directory)
+    assert blocks_on_disk(directory) <= booked(directory)
 
 
 # -- privacy -------------------------------------------------------------------------------------------------------
@@ -333,74 +352,93 @@ def test_a_directory_put_right_is_used_again(directory: Path, one_warning: None)
 # -- damage --------------------------------------------------------------------------------------------------------
 
 
-def _flip(at: int) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        data = bytearray(path.read_bytes())
+def _flip(at: int) -> Callable[[bytes], bytes]:
+    def damage(stored: bytes) -> bytes:
+        data = bytearray(stored)
         data[at] ^= 0x10
-        path.write_bytes(data)
+        return bytes(data)
 
     return damage
 
 
-def _cut(size: int) -> Callable[[Path], None]:
-    return lambda path: os.truncate(path, size)
-
-
-def _zero(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def _zero_a_page(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[:8192] + bytes(4096) + data[12288:])
-
-
-def _swap(path: Path) -> None:
-    other = path.parent.parent / filename_of(name_of(key("b")))
-    shutil.copyfile(other, path)
-
-
-def _swap_number(path: Path) -> None:
-    shutil.copyfile(path.parent.parent / filename_of(name_of(key("a", 1))), path)
-
-
 DAMAGES = {
     **{f"bit {at}": _flip(at) for at in (0, 9, 30, 40, 60, HEADER_BYTES - 1, HEADER_BYTES, 30_000, -1)},
-    **{f"cut to {size}": _cut(size) for size in (0, 10, HEADER_BYTES, 5000, HEADER_BYTES + UNIT - 1)},
-    "zeroes": _zero,
-    "a page of zeroes": _zero_a_page,
-    "another content": _swap,
-    "another number": _swap_number,
+    "a page of zeroes": lambda stored: stored[:8192] + bytes(4096) + stored[12288:],
+    "zeroes behind the header": lambda stored: stored[:HEADER_BYTES] + bytes(len(stored) - HEADER_BYTES),
+    "zeroes before the header's end": lambda stored: bytes(50) + stored[50:],
+    "noise": lambda stored: random.Random(1).randbytes(len(stored)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_block_is_a_miss_and_one_warning_and_can_be_put_again(
-    store: DiskBlocks, directory: Path, damage: Callable[[Path], None], one_warning: None
+    store: DiskBlocks, directory: Path, damage: Callable[[bytes], bytes], one_warning: None
 ) -> None:
-    for block in (key("a"), key("a", 1), key("b")):
-        store.put(block, bytes_of(block))
-    damage(file_of(directory, key("a")))
-    assert store.get(key("a")) is None
-    assert store.get(key("a")) is None
-    assert not file_of(directory, key("a")).exists()
-    store.put(key("a"), bytes_of(key("a")))
+    fill(store, "a", 3)
+    change(directory, key("a", 1), damage)
+    assert store.get(key("a", 1)) is None
+    assert store.get(key("a", 1)) is None
+    assert kept(store, "a", 3) == 2
+    assert len(blocks_on_disk(directory)) == 2
+    fill(store, "a", 3)
+    assert kept(store, "a", 3) == 3
+
+
+@pytest.mark.parametrize(
+    "other", [key("b", 1), key("a", 0), key("a", 2)], ids=["content", "number before", "number after"]
+)
+def test_the_place_of_a_block_that_holds_another_is_a_miss(
+    store: DiskBlocks, directory: Path, other: BlockKey, one_warning: None
+) -> None:
+    fill(store, "a", 3)
+    fill(store, "b", 3)
+    offset = place_of(other).offset
+    stored = file_of(directory, other).read_bytes()[offset : offset + HEADER_BYTES + UNIT]
+    change(directory, key("a", 1), lambda _: stored)
+    assert kept(store, "a", 3) == 2
+
+
+@pytest.mark.parametrize("size", [10, HEADER_BYTES, 5000, HEADER_BYTES + UNIT - 1])
+def test_a_file_cut_short_within_a_block_is_a_miss_and_one_warning(
+    store: DiskBlocks, directory: Path, size: int, one_warning: None
+) -> None:
+    fill(store, "a", 2)
+    os.truncate(file_of(directory, key("a", 1)), place_of(key("a", 1)).offset + size)
+    assert kept(store, "a", 2) == 1
+    fill(store, "a", 2)
     assert kept(store, "a", 2) == 2
+
+
+def test_a_file_that_lost_whole_blocks_has_holes(store: DiskBlocks, directory: Path) -> None:
+    """A place of zeroes is what a killed writer, a power cut or an eviction leaves: a miss, nothing to warn about."""
+    fill(store, "a", 4)
+    change(directory, key("a", 1), lambda stored: bytes(len(stored)))
+    os.truncate(file_of(directory, key("a", 3)), place_of(key("a", 3)).offset)
+    assert kept(store, "a", 4) == 2
+    fill(store, "a", 4)
+    assert kept(store, "a", 4) == 4
+
+
+def test_another_file_in_place_of_a_file_is_a_miss(store: DiskBlocks, directory: Path, one_warning: None) -> None:
+    fill(store, "a", 3)
+    fill(store, "b", 3)
+    shutil.copyfile(file_of(directory, key("b")), file_of(directory, key("a")))
+    assert (kept(store, "a", 3), kept(store, "b", 3)) == (0, 3)
 
 
 def test_damage_outside_a_span_does_not_matter_to_it(store: DiskBlocks, directory: Path, one_warning: None) -> None:
     block = key(unit=MIB)
     data = bytes_of(block, MIB)
     store.put(block, data)
-    _flip(HEADER_BYTES + 900_000)(file_of(directory, block))
+    change(directory, block, _flip(HEADER_BYTES + 900_000), MIB)
     assert store.get_span(block, 0, 4096) == data[:4096]
     assert store.get_span(block, 900_000, 904_096) is None
 
 
 def test_a_thousand_damaged_blocks_do_not_fill_the_log(store: DiskBlocks, directory: Path, one_warning: None) -> None:
     fill(store, "a", 50)
-    for name in block_files(directory):
-        _zero(directory / name)
+    for number in range(50):
+        change(directory, key("a", number), _flip(5000))
     assert kept(store, "a", 50) == 0
 
 
@@ -433,7 +471,7 @@ def test_planted_pickles_are_never_loaded(
     store.close()
     proof = tmp_path / "unpickled"
     bomb = pickle.dumps(_Bomb(proof))
-    file_of(directory, key("a", 1)).write_bytes(bomb)
+    change(directory, key("a", 1), lambda _: bomb)
     with sqlite3.connect(directory / "cache.db") as books:
         books.execute("UPDATE Cache SET mode = 4, value = ?, filename = NULL", (bomb,))
         books.execute("INSERT INTO Cache (key, raw, mode, value, access_time) VALUES (?, 0, 4, ?, 0)", (bomb, bomb))
@@ -466,7 +504,7 @@ def test_a_planted_path_is_not_removed(store: DiskBlocks, directory: Path, tmp_p
     again.discard(content("a"))
     again.close()
     assert precious.read_text() == "keep me"
-    assert block_files(directory) == set()
+    assert blocks_on_disk(directory) == set()
 
 
 def _random_bytes(path: Path) -> None:
@@ -492,7 +530,14 @@ def _settings_of_wrong_type(path: Path) -> None:
     books.close()
 
 
-GARBLINGS = [_random_bytes, _garbled_middle, _another_make, _settings_of_wrong_type, _cut(5000), _cut(10)]
+GARBLINGS = [
+    _random_bytes,
+    _garbled_middle,
+    _another_make,
+    _settings_of_wrong_type,
+    lambda path: os.truncate(path, 5000),
+    lambda path: os.truncate(path, 10),
+]
 
 
 @pytest.mark.parametrize("garble", GARBLINGS)
@@ -506,7 +551,7 @@ def test_a_garbled_database_is_replaced_when_opened(
     until(lambda: again.put(key("b"), bytes_of(key("b"))) or again.get(key("b")) is not None)
     assert kept(again, "b", 1) == 1
     again.close()
-    assert block_files(directory) <= booked_files(directory)  # what nobody could bound is gone
+    assert blocks_on_disk(directory) <= booked(directory)  # what nobody could bound is gone
     assert not list(directory.glob("damaged*"))
 
 
@@ -545,7 +590,7 @@ def test_a_directory_removed_while_open_is_made_again(
     assert kept(store, "a", 3) == 0
     fill(store, "b", 3)
     assert kept(store, "b", 3) == 3
-    assert block_files(directory) <= booked_files(directory)
+    assert blocks_on_disk(directory) <= booked(directory)
 
 
 def test_a_directory_removed_between_two_looks_costs_a_block_and_a_warning(
@@ -557,7 +602,7 @@ def test_a_directory_removed_between_two_looks_costs_a_block_and_a_warning(
     store.put(key("b"), bytes(UNIT))
     assert store.get(key("b")) is None
     until(lambda: store.put(key("b"), bytes_of(key("b"))) or store.get(key("b")) is not None)
-    assert block_files(directory) <= booked_files(directory)
+    assert blocks_on_disk(directory) <= booked(directory)
 
 
 def test_a_database_that_another_process_holds_costs_a_block_not_a_read(
@@ -711,7 +756,7 @@ def test_files_that_may_not_grow_cost_blocks_but_no_error(directory: Path) -> No
     limit = 700 * KIB  # the database fits, a block does not
     program = _write_a_lot(directory, 5)
     assert _run(program, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) == (0, 1)
-    assert block_files(directory) == set()
+    assert blocks_on_disk(directory) == set()
     assert _run(program) == (5, 0)
 
 
@@ -745,7 +790,7 @@ def test_a_disk_filled_by_others_costs_blocks_and_a_warning_until_there_is_room(
     for number in range(2, 10):
         store.put(key("a", number), bytes_of(key("a", number)))
     assert kept(store, "a", 10) < 10
-    assert len(block_files(tiny_disk / "blocks")) == kept(store, "a", 10)
+    assert len(blocks_on_disk(tiny_disk / "blocks")) == kept(store, "a", 10)
     (tiny_disk / "other").unlink()
     until(lambda: store.put(key("b"), bytes_of(key("b"))) or store.get(key("b")) is not None)
     fill(store, "a", 10)
@@ -820,30 +865,18 @@ def test_kill_9_leaves_right_blocks_and_no_file_that_counts_for_nothing(
             found += data is not None
         assert found >= 3
         store.close()
-        assert block_files(directory) <= booked_files(directory)
+        assert blocks_on_disk(directory) <= booked(directory)
         assert disk_use(directory) <= limit + MIB
 
 
-def test_what_a_killed_process_was_writing_is_written_anew_and_goes_with_its_content(
+def test_a_block_whose_header_was_not_written_is_not_there_and_can_be_put_again(
     store: DiskBlocks, directory: Path
 ) -> None:
-    fill(store, "a", 1)
-    unfinished = [
-        file_of(directory, key("a", number)).with_name(f"{file_of(directory, key('a', number)).name}.new")
-        for number in (0, 1)
-    ]
-    file_of(directory, key("a")).unlink()
-    for path in unfinished:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(1000))
     fill(store, "a", 2)
-    assert kept(store, "a", 2) == 0  # another process may be writing them
-    for path in unfinished:
-        os.utime(path, (time.time() - 3600, time.time() - 3600))
-    store.put(key("a"), bytes_of(key("a")))
-    assert (kept(store, "a", 2), unfinished[0].exists(), unfinished[1].exists()) == (1, False, True)
-    store.discard(content("a"))
-    assert block_files(directory) == set()
+    change(directory, key("a", 1), lambda stored: bytes(HEADER_BYTES) + stored[HEADER_BYTES:])
+    assert kept(store, "a", 2) == 1
+    fill(store, "a", 2)
+    assert kept(store, "a", 2) == 2
 
 
 def test_two_processes_share_one_directory_within_its_cap(directory: Path) -> None:
@@ -863,7 +896,7 @@ def test_two_processes_share_one_directory_within_its_cap(directory: Path) -> No
     fill(store, "mine", 3)
     assert kept(store, "mine", 3) == 3
     store.close()
-    assert block_files(directory) <= booked_files(directory)
+    assert blocks_on_disk(directory) <= booked(directory)
 
 
 def test_one_process_reads_what_another_puts_and_misses_what_it_discards(store: DiskBlocks, directory: Path) -> None:

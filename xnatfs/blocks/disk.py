@@ -1,22 +1,22 @@
 """The block store on disk: survives remounts and ``kill -9``, bounded in bytes, shared by any number of processes.
 
-Blocks are files named by the hash of their key, so that a read, hit or miss, asks no database; diskcache (imported
-here only) keeps the books: which blocks there are, what they take, when a content was last used. Not a place of truth:
-every file carries its key and checksums, and whatever does not verify is a miss. Nothing is pickled or unpickled.
+A block's key says in which file it stands and where (``format.py``), so that a read, hit or miss, asks no database.
+diskcache, imported here only, keeps the books: which blocks there are, what they take, when a content was last used.
+Not a place of truth: every block carries its key and checksums, and what does not verify is a miss. No pickles.
 
 Any thread may call, in any number of processes; the first call opens the store, after which the process must not
 fork. ``_lock`` guards the one database connection and is held for single statements or short transactions, never while
-a block is read or written. A block is booked, then written, then renamed; it is removed in the opposite order.
-A process killed at any point leaves too much booked, never a file that counts for nothing.
+a block is read or written. A block is booked, then written, its header last; it is removed in the opposite order.
+A process killed at any point leaves too much booked, never a block that counts for nothing.
 
 DIRECTORY/              0700
     cache.db[-wal,-shm]  0600, diskcache's tables: hashed names, sizes, times, notes
     lock                 0600, taken while a process opens or remakes the database
-    00/ ... ff/          block files, 0600; with the suffix .new while they are written
+    00/ ... ff/          block files, 0600
 """
 
 # Paths are strings on the hot paths: making a pathlib path costs as much as the system call it is for.
-# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH110, PTH116, PTH120
+# ruff: noqa: PTH101, PTH102, PTH108, PTH116, PTH120
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,19 +41,25 @@ from diskcache.core import MODE_BINARY, MODE_RAW
 from xxhash import xxh3_64_intdigest
 
 from xnatfs.blocks.base import BlockKey
-from xnatfs.blocks.format import HEADER_BYTES, NAME, SUM, Damaged, filename_of, header_of, name_of, read_span, tag_of
+from xnatfs.blocks.format import (
+    DISK_UNIT,
+    SUM,
+    Damaged,
+    Place,
+    erase,
+    is_empty,
+    on_disk,
+    place_of,
+    place_of_name,
+    read_span,
+    tag_of,
+    write,
+)
 from xnatfs.model import ContentId
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
-
-# A block's file while it is written. Not in a directory of its own: before ext4 without a journal makes a file, it
-# looks at every inode freed near that directory in the last minute: 400 us in place of 20 after an eviction.
-WRITING = ".new"
-
-# What a file takes on ext4, xfs and tmpfs is a multiple of this.
-DISK_UNIT = 4096
 
 # Making room frees this much more than needed, at most: eviction then runs once in some hundred writes.
 BATCH_BYTES = 256 * MIB
@@ -79,9 +85,6 @@ LOG_SLACK_BYTES = 128 * 1024
 
 # Waiting for another process's transaction. Those take milliseconds; longer means trouble, and the block is not kept.
 BUSY_S = 5.0
-
-# A block that has been written for this long was left by a killed process: it takes milliseconds.
-ABANDONED_S = 60.0
 
 # Warnings about damaged blocks: a rotten disk must not fill the log.
 DAMAGE_WARNING_S = 60.0
@@ -137,16 +140,7 @@ class _Disk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
         return value
 
     def remove(self, file_path: str) -> None:
-        """Remove a block file. A path that no block can have is left alone, whoever wrote it into the table."""
-        name = file_path.replace("/", "", 1)
-        if NAME.fullmatch(name) and file_path == filename_of(name):
-            with contextlib.suppress(OSError):
-                os.unlink(f"{self._directory}/{file_path}")
-
-    def remove_unfinished(self, file_path: str) -> None:
-        """Remove what a killed process has left of a block."""
-        with contextlib.suppress(OSError):
-            os.unlink(f"{self._directory}/{file_path}{WRITING}")
+        """Nothing: diskcache's rows are blocks, and a file holds many. ``DiskBlocks`` removes both."""
 
 
 class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
@@ -259,23 +253,20 @@ class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
     def rows_of(self, tag: str) -> list[int]:
         return [rowid for (rowid,) in self._con.execute("SELECT rowid FROM Cache WHERE tag = ?", (tag,))]
 
-    def remove_rows(self, ids: list[int]) -> int:
-        """Delete rows and their files; returns the bytes freed.
+    def remove_rows(self, ids: list[int], remove: Callable[[Iterable[Place]], None]) -> int:
+        """Delete rows, and what they stand for by ``remove``; returns the bytes freed.
 
-        Files go first: a process killed in between leaves rows without files, which count too much, not files without
-        rows, which would count nothing. They go again afterwards, for a block that another process was just putting
-        in place: it looks for its row after that (``DiskBlocks._write``), so one of the two removes the file.
+        Blocks go first: a process killed in between leaves rows without blocks, which count too much, not blocks
+        without rows, which would count nothing. They go again afterwards, for one that another process was just
+        writing: it looks for its row after that (``DiskBlocks._write``), so one of the two removes the block.
         """
         marks = ",".join("?" * len(ids))
         with self.transact():
             rows = self._con.execute(f"SELECT key, size FROM Cache WHERE rowid IN ({marks})", ids).fetchall()  # noqa: S608
-            filenames = [filename_of(key) for key, size in rows if isinstance(key, str) and NAME.fullmatch(key)]
-            for filename in filenames:
-                self._disk.remove(filename)
-                self._disk.remove_unfinished(filename)
+            places = [place for place in (place_of_name(key) for key, _ in rows) if place is not None]
+            remove(places)
             self._con.execute(f"DELETE FROM Cache WHERE rowid IN ({marks})", ids)  # noqa: S608  # only question marks
-        for filename in filenames:
-            self._disk.remove(filename)
+        remove(places)
         return sum(size for _, size in rows)
 
     def shrink(self) -> None:
@@ -316,18 +307,13 @@ def _make_subdirectory(path: str) -> None:
         os.chmod(path, 0o700)  # the umask may have taken bits away
 
 
-def _create(path: str) -> int | None:
-    """Open a new file to write a block in, making its directory; None while another process writes the same block."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+def _open_to_write(path: str) -> int:
+    """Open a block file, made with its directory when it is not there."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         fd = os.open(path, flags, 0o600)
     except FileNotFoundError:
         _make_subdirectory(os.path.dirname(path))
-        fd = os.open(path, flags, 0o600)
-    except FileExistsError:
-        if time.time() - os.stat(path).st_mtime < ABANDONED_S:
-            return None
-        os.unlink(path)
         fd = os.open(path, flags, 0o600)
     os.fchmod(fd, 0o600)
     return fd
@@ -374,39 +360,37 @@ class DiskBlocks:
             self._open()
             if not self._readable:
                 return None
-        name = name_of(key)
-        path = f"{self._root}/{name[:2]}/{name[2:]}"
+        place = place_of(key)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(f"{self._root}/{place.filename}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         except OSError as exc:
             self._complain("reading a block", exc)
             return None
         try:
-            data = read_span(fd, key, start, stop)
+            data = read_span(fd, place, key, start, stop)
         except Damaged as exc:
-            self._drop_damaged(path, exc)
+            self._drop_damaged(place, exc)
             return None
         except OSError as exc:
             self._complain("reading a block", exc)
             return None
         finally:
             os.close(fd)
-        self._note_use(name[:32])
+        if data is not None:
+            self._note_use(tag_of(key.content))
         return data
 
     def put(self, key: BlockKey, data: bytes) -> None:
-        name = name_of(key)
-        tag = name[:32]
-        size = -(-(HEADER_BYTES + len(data)) // DISK_UNIT) * DISK_UNIT
+        place, tag, size = place_of(key), tag_of(key.content), on_disk(len(data))
         if len(data) > key.unit or size > self._limit:
             return
         with self._tolerant("keeping a block"):
-            if not self._writable() or os.path.exists(f"{self._root}/{filename_of(name)}"):
+            if not self._writable() or self._is_kept(place):
                 return
-            if self._enter(name, _Booking(size, filename_of(name)), tag, size):
-                self._write(name, header_of(key, data), data)
+            if self._enter(place.name, _Booking(size, place.filename), tag, size):
+                self._write(place, key, data)
                 self._recovered()
             if key.number:
                 self._note_use(tag)
@@ -434,7 +418,7 @@ class DiskBlocks:
     def discard(self, content: ContentId) -> None:
         with self._tolerant("dropping a content"):
             if self._open():
-                self._remove(self._rows_of([tag_of(content)]))
+                self._remove_contents([tag_of(content)])
 
     def hold(self, content: ContentId) -> None:
         tag = tag_of(content)
@@ -478,10 +462,7 @@ class DiskBlocks:
         batch = min(self._limit // BATCH_FRACTION, BATCH_BYTES)
         short = size - self._spare_bytes
         if short > 0 and self._evict(short + batch) < short:
-            self._complain(
-                "keeping a block", OSError(errno.ENOSPC, f"less than {self._min_free:.0%} of the disk is free")
-            )
-            return False
+            raise OSError(errno.ENOSPC, f"less than {self._min_free:.0%} of the disk is free")
         for _ in range(4):  # another process may take the room that was just made
             with self._lock:
                 if self._books is None:
@@ -494,34 +475,55 @@ class DiskBlocks:
                 return False
         return False
 
-    def _write(self, name: str, header: bytes, data: bytes) -> None:
-        """Write a booked block and put it in place at once, so that no reader sees half of it."""
-        path = f"{self._root}/{filename_of(name)}"
+    def _is_kept(self, place: Place) -> bool:
         try:
-            fd = _create(path + WRITING)
-            if fd is None:
-                return
+            fd = os.open(f"{self._root}/{place.filename}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            return not is_empty(fd, place)
+        finally:
+            os.close(fd)
+
+    def _write(self, place: Place, key: BlockKey, data: bytes) -> None:
+        """Write a booked block; take it back if that fails."""
+        try:
+            fd = _open_to_write(f"{self._root}/{place.filename}")
             try:
-                written = os.writev(fd, (header, data))
+                write(fd, place, key, data)
             finally:
                 os.close(fd)
-            if written != len(header) + len(data):  # a full disk takes a part without an error
-                raise OSError(errno.ENOSPC, "only a part of the block was written")
         except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(path + WRITING)
+            self._erase_blocks([place])
             with self._lock, contextlib.suppress(sqlite3.Error):
                 if self._books is not None:
-                    self._books.strike(name)
+                    self._books.strike(place.name)
             raise
-        with contextlib.suppress(FileNotFoundError):  # discarded or evicted while it was written
-            os.rename(path + WRITING, path)
         with self._lock:
-            # The same an instant earlier or later, here or in another process: the file would count for nothing.
-            booked = self._books is not None and self._books.has(name)
-        if not booked:
+            booked = self._books is not None and self._books.has(place.name)
+        if not booked:  # discarded or evicted meanwhile, here or in another process: it would count for nothing
+            self._erase_blocks([place])
+
+    def _erase_blocks(self, places: Iterable[Place]) -> None:
+        """Remove single blocks, and files that are left without any."""
+        for place in places:
+            path = f"{self._root}/{place.filename}"
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    erase(fd, place)
+                    if not os.fstat(fd).st_blocks:
+                        os.unlink(path)
+                except OSError:  # no holes on this file system: its neighbours go too, and are fetched again
+                    os.unlink(path)
+                finally:
+                    os.close(fd)
+
+    def _erase_files(self, places: Iterable[Place]) -> None:
+        """Remove every block of the files that these stand in."""
+        for filename in {place.filename for place in places}:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self._root}/{filename}")
 
     def _evict(self, wanted: int) -> int:
         """Free ``wanted`` bytes: contents by least recent use, then just used ones, then blocks of held ones."""
@@ -535,7 +537,7 @@ class DiskBlocks:
         if freed < wanted:
             with self._lock:
                 rows = self._books.oldest_rows(wanted - freed) if self._books is not None else []
-            freed += self._remove(rows)
+            freed += self._remove(rows, self._erase_blocks)
         with self._lock:
             if self._books is not None:
                 self._books.shrink()
@@ -546,7 +548,10 @@ class DiskBlocks:
     def _evict_contents(self, wanted: int, spared: set[str]) -> int:
         with self._lock:
             tags = self._books.oldest_contents(wanted, spared) if self._books is not None else []
-        return self._remove(self._rows_of(tags))
+        return self._remove_contents(tags)
+
+    def _remove_contents(self, tags: Iterable[str]) -> int:
+        return self._remove(self._rows_of(tags), self._erase_files)
 
     def _rows_of(self, tags: Iterable[str]) -> Iterator[int]:
         for tag in tags:
@@ -554,7 +559,7 @@ class DiskBlocks:
                 rows = self._books.rows_of(tag) if self._books is not None else []
             yield from rows
 
-    def _remove(self, rows: Iterable[int]) -> int:
+    def _remove(self, rows: Iterable[int], remove: Callable[[Iterable[Place]], None]) -> int:
         """Remove blocks in transactions short enough for other processes to wait for; returns the bytes freed."""
         freed = 0
         pending = iter(rows)
@@ -562,7 +567,7 @@ class DiskBlocks:
             with self._lock:
                 if self._books is None:
                     break
-                freed += self._books.remove_rows(batch)
+                freed += self._books.remove_rows(batch, remove)
         return freed
 
     # -- recency -------------------------------------------------------------------------------------------------
@@ -688,10 +693,9 @@ class DiskBlocks:
             self._complained = False
             log.info("block cache %s: works again", self._root)
 
-    def _drop_damaged(self, path: str, exc: Damaged) -> None:
-        """Remove a block that does not verify; its row goes when the block is put again."""
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    def _drop_damaged(self, place: Place, exc: Damaged) -> None:
+        """Remove a block that does not verify; its row is used again when it is put again."""
+        self._erase_blocks([place])
         now = time.monotonic()
         level = logging.WARNING if now >= self._damage_warning_after else logging.DEBUG
         if level == logging.WARNING:
