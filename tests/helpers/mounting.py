@@ -43,6 +43,9 @@ def user_environment(
     home.mkdir(parents=True, exist_ok=True)
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment["HOME"] = str(home)
+    runtime = home / "run"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    environment["XDG_RUNTIME_DIR"] = str(runtime)
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     if user is not None and password is not None:
         environment["XNAT_USER"], environment["XNAT_PASS"] = user, password

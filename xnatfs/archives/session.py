@@ -240,8 +240,10 @@ class SharedSession:
             os.close(descriptor)
 
     def _make_private(self) -> None:
-        with contextlib.suppress(FileExistsError):
-            self._directory.mkdir(mode=0o700, parents=True)
+        missing = [place for place in (self._directory, *self._directory.parents) if not place.exists()]
+        for place in reversed(missing):  # parents too: mkdir gives its mode to the last one only
+            with contextlib.suppress(FileExistsError):
+                place.mkdir(mode=0o700)
         found = self._directory.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             raise PermissionError(1, "it is not a directory of this user")

@@ -113,7 +113,8 @@ def demo_config(url: str, cache: Path, settings: Settings) -> Config:
     own = dataclasses.replace(defaults, cache_dir=cache, log_file=settings.log_file, verbose=settings.verbose)
     if settings.origins["fuse"] != "default":
         own = dataclasses.replace(own, fuse=settings.fuse)
-    return own.config(parse_source(url), Credentials(USER, PASSWORD, "the demo"))
+    config = own.config(parse_source(url), Credentials(USER, PASSWORD, "the demo"))
+    return dataclasses.replace(config, http=dataclasses.replace(config.http, session_dir=None))
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

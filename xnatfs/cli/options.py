@@ -285,6 +285,7 @@ class Settings:
                 max_connections=self.connections,
                 ca_bundle=self.ca_bundle,
                 proxy=self.proxy,
+                session_dir=default_session_dir(),
             ),
             cache=CacheConfig(
                 directory=self.cache_dir,
@@ -467,6 +468,19 @@ def default_cache_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("xnatfs", appauthor=False))
+
+
+def default_session_dir() -> Path:
+    """Where processes of this user find each other's server session: gone with the login where the system has that."""
+    import platformdirs
+
+    runtime = Path(platformdirs.user_runtime_dir("xnatfs", appauthor=False))
+    try:
+        if runtime.parent.stat().st_uid == os.getuid():
+            return runtime
+    except OSError:
+        pass
+    return default_cache_dir() / "sessions"
 
 
 # --- click ------------------------------------------------------------------------------------------------------------
