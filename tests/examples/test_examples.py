@@ -88,6 +88,6 @@ def test_the_tutorials_questions_are_answered_with_pandas(demo_mount: Mount, tmp
 def test_a_session_is_opened_by_scan_type(demo_mount: Mount, tmp_path: Path) -> None:
     session = demo_mount.path / SESSION
     shown = run(sys.executable, EXAMPLES / "dhcp_session.py", session, "T1w", cwd=tmp_path)
-    assert shown == "scans/1-T1w/NIFTI/anatomical.nii: (33, 41, 25) uint8\n"
+    assert shown == "scans/1-T1w/NIFTI/anatomical.nii: (33, 41, 25) >i2\n"
     shown = run(sys.executable, EXAMPLES / "dhcp_session.py", session, "bold", cwd=tmp_path)
     assert "(128, 96, 24, 2) int16" in shown
