@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from http.client import HTTPException
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -73,6 +74,9 @@ EXPIRY_MARGIN = 0.1
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 TEMPORARY_STATUS = frozenset({429, 500, 502, 503, 504})
+
+TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, UnicodeError)
+"""What requests, urllib3, http.client and ssl raise when a request fails."""
 
 T = TypeVar("T")
 
@@ -581,9 +585,9 @@ class HttpClient:
             )
         except BaseException as error:
             self._give_back(session)
-            if isinstance(error, Exception):
+            if isinstance(error, TRANSPORT_ERRORS):
                 raise_translated(error, f"{method} {_path(url)}")
-            raise
+            raise  # a fault of ours is no fault of the connection, and not to be tried again
         return Reply(self, session, response, generation), "Authorization" in account_headers
 
     def _redirected(self, reply: Reply, what: str, url: str, location: str) -> str:
