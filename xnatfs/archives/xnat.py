@@ -43,6 +43,7 @@ from xnatfs.archives.xnat_tables import (
     resources_listing,
     site_listing,
 )
+from xnatfs.archives.xnat_zip import needs_zip, open_in_zip, stat_in_zip
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, StaleContent, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
@@ -234,6 +235,8 @@ class XnatArchive:
             data = self._document(entry.key)
             known = made(entry.name, entry.key, data, entry.mtime_ns)
             return replace(entry, size=known.size, version=known.version, digest=known.digest)
+        if needs_zip(entry.key):
+            return stat_in_zip(self._http, entry, self._http_config.timeout_s)
         headers = self._http.head(_quoted(entry.key))
         if _is_page(headers, entry):
             raise self._http.page_reply(f"HEAD {entry.key}")
@@ -263,7 +266,9 @@ class XnatArchive:
             self._http.doubt(page.generation)
             return self._body(entry, start, stop)
 
-    def _body(self, entry: Entry, start: int, stop: int) -> HttpBody:
+    def _body(self, entry: Entry, start: int, stop: int) -> RangeStream:
+        if needs_zip(entry.key):
+            return open_in_zip(self._http, entry, self._http_config.timeout_s)
         reply = self._http.open(_quoted(entry.key), {"Range": f"bytes={start}-{stop - 1}"})
         try:
             if reply.status == 200 and _is_page(reply.headers, entry):
