@@ -472,12 +472,10 @@ def default_cache_dir() -> Path:
 
 def default_session_dir() -> Path:
     """Where processes of this user find each other's server session: gone with the login where the system has that."""
-    import platformdirs
-
-    runtime = Path(platformdirs.user_runtime_dir("xnatfs", appauthor=False))
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
     try:
-        if runtime.parent.stat().st_uid == os.getuid():
-            return runtime
+        if runtime.stat().st_uid == os.getuid():
+            return runtime / "xnatfs"
     except OSError:
         pass
     return default_cache_dir() / "sessions"
