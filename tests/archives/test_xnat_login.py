@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.helpers.server import DemoServer
 from xnatfs.archives.xnat import XnatArchive
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, TimedOut, Unavailable, UnexpectedReply
+from xnatfs.model import Entry
 
 Connect = Callable[..., XnatArchive]
 
@@ -71,7 +74,140 @@ def test_a_session_that_the_server_forgot_is_renewed(connect: Connect, server: D
     server.switch(expire_sessions=True)
     assert names(archive) == before
     assert names(archive) == before
-    assert server.settled_log()["logins"] <= 2
+    assert server.settled_log()["logins"] == 2
+
+
+def test_sixty_four_threads_log_in_once_when_the_server_forgot_the_session(
+    connect: Connect, server: DemoServer
+) -> None:
+    archive = connect()
+    names(archive)
+    server.switch(expire_sessions=True, latency_s=0.02)
+    server.clear_log()
+    assert at_once(64, lambda: names(archive)) == [None] * 64
+    log = server.settled_log()
+    assert (log["logins"], log["sessions"], log["failed_logins"]) == (1, 1, 0)
+    assert log["max_in_flight"] <= 8
+
+
+def test_on_an_open_site_no_thread_of_sixty_four_becomes_a_guest(connect: Connect, server: DemoServer) -> None:
+    server.switch(guests=True)
+    archive = connect()
+    before = names(archive)
+    server.switch(expire_sessions=True, latency_s=0.02)
+    server.clear_log()
+    seen: list[set[str]] = []
+    assert at_once(64, lambda: seen.append(names(archive))) == [None] * 64
+    assert seen == [before] * 64
+    log = server.settled_log()
+    assert {r["user"] for r in log["requests"]} == {"demo"}
+    assert log["logins"] <= 8  # those that were under way
+
+
+def test_a_site_that_opens_to_guests_later_does_not_make_one_of_us(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    before = names(archive)
+    server.switch(guests=True, expire_sessions=True)
+    server.clear_log()
+    assert names(archive) == before
+    assert server.settled_log()["logins"] == 1
+
+
+def test_a_redirect_to_the_login_page_is_a_session_that_ended(server: DemoServer) -> None:
+    # A user agent like a browser's gets the redirect where others get a 401.
+    archive = XnatArchive(server.url, DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "Mozilla/5.0 xnatfs/test")
+    before = names(archive)
+    server.switch(expire_sessions=True)
+    server.clear_log()
+    assert names(archive) == before
+    log = server.settled_log()
+    assert 302 in {r["status"] for r in log["requests"]}
+    assert log["logins"] == 1
+    archive.close()
+
+
+def test_a_page_in_place_of_a_listing_is_asked_about_and_asked_again_once(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    before = names(archive)
+    server.fault("/data/projects\\?", "html", times=1)
+    server.clear_log()
+    assert names(archive) == before
+    log = server.settled_log()
+    assert [r["path"] for r in log["requests"]] == ["/data/projects", "/data/auth", "/data/projects"]
+    assert log["logins"] == 0  # the session was alive: there was no need
+
+
+def test_a_page_from_a_session_that_ended_leads_to_one_login(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    before = names(archive)
+    server.fault("/data/projects\\?", "html", times=1)
+    server.fault("/data/auth", "html", times=1)
+    server.clear_log()
+    assert names(archive) == before
+    assert server.settled_log()["logins"] == 1
+
+
+def test_an_agreement_in_place_of_a_listing_says_where_to_accept_it(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    names(archive)
+    server.fault("/data/projects\\?", "html", times=None)
+    server.clear_log()
+    with pytest.raises(UnexpectedReply, match="web page") as caught:
+        names(archive)
+    assert server.url in caught.value.hint and "accepted" in caught.value.hint and "in a browser" in caught.value.hint
+    log = server.settled_log()
+    assert [r["path"] for r in log["requests"]].count("/data/projects") == 2
+    assert log["logins"] == 0
+
+
+def test_an_agreement_in_place_of_a_file_says_where_to_accept_it(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    row = next(r for r in server.truth("DEMO") if r["name"] == "anatomical.nii")
+    entry = Entry(row["name"], row["uri"], False, row["size"], digest=row["md5"])
+    server.fault(re.escape(row["path"]), "html", times=None)
+    with pytest.raises(UnexpectedReply, match="web page") as caught:
+        archive.open_range(entry, 0, 1000)
+    assert server.url in caught.value.hint
+    with pytest.raises(UnexpectedReply, match="web page"):
+        archive.stat(replace(entry, size=None))
+    server.clear_faults()
+    server.fault(re.escape(row["path"]), "html", times=1)
+    stream = archive.open_range(entry, 0, 1000)
+    assert stream.total == row["size"]
+    stream.close()
+
+
+def test_a_401_that_a_new_login_does_not_cure_is_final(
+    connect: Connect, server: DemoServer, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("the archive refused this account")
+    archive = connect()
+    names(archive)
+    server.fault("/data/(projects|auth)", "status", status=401, times=None)
+    for _ in range(3):
+        with pytest.raises(LoginFailed):
+            names(archive)
+    asked = len(server.settled_log()["requests"])
+    server.clear_faults()
+    assert at_once(16, lambda: names(archive)) != [None] * 16
+    assert len(server.settled_log()["requests"]) == asked
+    assert server.settled_log()["logins"] == 2
+
+
+def test_a_401_for_one_path_alone_closes_that_path_alone(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    server.fault("/data/projects\\?", "status", status=401, times=2)
+    with pytest.raises(AccessDenied, match="closed to this account") as caught:
+        names(archive)
+    assert not isinstance(caught.value, LoginFailed)
+    assert names(archive)
+
+
+def test_a_full_server_is_not_asked_in_a_loop(connect: Connect, server: DemoServer) -> None:
+    server.switch(max_sessions=0)
+    archive = connect()
+    assert {type(outcome) for outcome in at_once(16, lambda: names(archive))} == {LoginFailed}
+    assert server.settled_log()["failed_logins"] == 1
 
 
 def test_an_open_site_does_not_make_a_guest_of_us_when_the_session_ends(connect: Connect, server: DemoServer) -> None:
@@ -150,6 +286,39 @@ def origins() -> Iterator[tuple[str, str, list[dict[str, str]]]]:
     for server in (here, other):
         server.shutdown()
         server.server_close()
+
+
+class _WithTerms(http.server.BaseHTTPRequestHandler):
+    """A site that logs in and then sends everybody to its terms of use."""
+
+    def do_GET(self) -> None:
+        asked_for_data = self.path.startswith("/data/projects")
+        self.send_response(302 if asked_for_data else 200)
+        if asked_for_data:
+            self.send_header("Location", "/terms/accept?next=%2Fdata%2Fprojects")
+        body = b"" if asked_for_data else b"0123456789ABCDEF"
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_DELETE = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_redirect_to_terms_of_use_is_named_and_not_followed() -> None:
+    site = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _WithTerms)
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{site.server_port}"
+    archive = XnatArchive(url, DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "xnatfs/test")
+    with pytest.raises(UnexpectedReply, match="web page") as caught:
+        names(archive)
+    assert f"{url}/terms/accept" in caught.value.hint
+    assert "next=" not in str(caught.value) + caught.value.hint
+    archive.close()
+    site.shutdown()
+    site.server_close()
 
 
 def test_credentials_never_follow_a_redirect_to_another_origin(origins: tuple[str, str, list[dict[str, str]]]) -> None:
