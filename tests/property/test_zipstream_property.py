@@ -6,7 +6,7 @@ import io
 import zipfile
 from itertools import cycle
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_zipstream import Unseekable
@@ -56,6 +56,7 @@ def split(
     return found
 
 
+@settings(deadline=None)
 @given(zips(), PIECES, PIECES)
 def test_members_come_out_as_they_went_in(
     made: tuple[dict[str, bytes], bytes], arriving: list[int], wanted: list[int]
@@ -64,6 +65,7 @@ def test_members_come_out_as_they_went_in(
     assert split(data, arriving, wanted) == contents
 
 
+@settings(deadline=None)
 @given(zips(), PIECES, PIECES, st.frozensets(st.integers(0, 4)))
 def test_skipping_some_does_not_touch_the_others(
     made: tuple[dict[str, bytes], bytes], arriving: list[int], wanted: list[int], skipped: frozenset[int]
@@ -73,6 +75,7 @@ def test_skipping_some_does_not_touch_the_others(
     assert split(data, arriving, wanted, skipped) == expected
 
 
+@settings(deadline=None)
 @given(zips(), PIECES, PIECES, st.data())
 def test_a_zip_cut_short_is_an_error(
     made: tuple[dict[str, bytes], bytes], arriving: list[int], wanted: list[int], data: st.DataObject
@@ -86,6 +89,7 @@ def test_a_zip_cut_short_is_an_error(
     raise AssertionError("a zip without its end was taken for a whole one")
 
 
+@settings(deadline=None)
 @given(zips(), PIECES, PIECES, st.data())
 def test_flipped_bytes_never_pass_for_content(
     made: tuple[dict[str, bytes], bytes], arriving: list[int], wanted: list[int], data: st.DataObject
@@ -101,6 +105,7 @@ def test_flipped_bytes_never_pass_for_content(
     assert found == contents  # the flip was in a field that says nothing of names or content
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), PIECES)
 def test_noise_is_an_error(noise: bytes, arriving: list[int]) -> None:
     try:
