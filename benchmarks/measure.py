@@ -60,8 +60,8 @@ class Series:
         return self.samples[who]
 
     def ratio(self, who: str, to: str) -> list[float]:
-        """Round by round: neighbours in time are compared, so that a change of the machine's load cancels out."""
-        return [mine / theirs for mine, theirs in zip(self.samples[who], self.samples[to], strict=True)]
+        """How many times the median of one contender is that of another."""
+        return [statistics.median(self.samples[who]) / statistics.median(self.samples[to])]
 
 
 def in_turn(rounds: int, contenders: Mapping[str, Callable[[], None]]) -> None:
@@ -77,7 +77,8 @@ def warm_memory(room: Path, size: int) -> None:
     """Have the kernel use ``size`` bytes of memory for file pages, and free them, by writing and deleting a file.
 
     A virtual machine gives free memory back to its host, and the first to use it again pays for that: 2 s for 1 GB on
-    the machine where this was noticed, which would measure the order of the contenders.
+    the machine where this was noticed, which would measure the order of the contenders. Call it right before a reading:
+    the memory is the host's again 2 s later.
     """
     scratch = room / "scratch"
     with scratch.open("wb", buffering=0) as file:
