@@ -1,8 +1,9 @@
-"""Finds the user name and password for one server, where other tools keep them. Stores nothing, sends nothing.
+"""Finds the user name and password for one server, where other tools keep them.
 
-The first place that answers wins: ``--credentials``, ``XNAT_USER`` + ``XNAT_PASS``, ``~/.netrc``, ``~/.xnatPass``,
-``~/.xnat.cfg``, the keyring, a prompt (only with ``--user``, only on a terminal), else anonymous. A file that others
-can read is refused before its password is used. No message, repr or log holds a secret. Single-threaded.
+The first place that answers wins: ``--credentials``, ``XNAT_USER`` + ``XNAT_PASS``, the token of ``xnatfs login``,
+``~/.netrc``, ``~/.xnatPass``, ``~/.xnat.cfg``, the keyring, a prompt (only with ``--user``, only on a terminal), else
+anonymous. A file that others can read is refused before its password is used. No message, repr or log holds a secret.
+Only ``config_for`` sends or stores anything: it renews a token that grows old. Single-threaded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import shlex
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from xnatfs.cli.options import Invocation, Settings, parse_source
+from xnatfs.cli.options import Invocation, Settings, default_token_path, parse_source
+from xnatfs.cli.tokens import StoredToken, TokenFile
 from xnatfs.config import Config, Credentials, Source
-from xnatfs.errors import CredentialsError
+from xnatfs.errors import ArchiveError, CredentialsError, LoginFailed
 
 Prompt = Callable[[str], str]
 
@@ -57,37 +60,52 @@ def config_for(source_text: str, settings: Settings) -> Config:
     """The whole configuration of one SOURCE: address, credentials found, settings. What every command starts with."""
     source = parse_source(source_text)
     prompt = _ask if sys.stdin is not None and sys.stdin.isatty() else None
-    found = find_credentials(source, settings, os.environ, Path("~").expanduser(), prompt)
+    tokens = TokenFile(default_token_path())
+    found = find_credentials(source, settings, os.environ, Path("~").expanduser(), prompt, tokens)
+    if found.is_token:
+        found = renewed(tokens, source, settings)
     context = click.get_current_context(silent=True)
     if context is not None:
         context.find_root().ensure_object(Invocation).credentials_origin = found.origin
-    if found.user is not None and travels_in_clear(source):
-        click.echo(
-            f"xnatfs: warning: {source.url} is not encrypted: the password of {found.user} travels in clear", err=True
-        )
+    warn_if_in_clear(source, found)
     return settings.config(source, found)
 
 
+def warn_if_in_clear(source: Source, found: Credentials) -> None:
+    if found.user is not None and travels_in_clear(source):
+        whose = "token" if found.is_token else f"password of {found.user}"
+        click.echo(f"xnatfs: warning: {source.url} is not encrypted: the {whose} travels in clear", err=True)
+
+
 def find_credentials(
-    source: Source, settings: Settings, environ: Mapping[str, str], home: Path, prompt: Prompt | None
+    source: Source,
+    settings: Settings,
+    environ: Mapping[str, str],
+    home: Path,
+    prompt: Prompt | None,
+    tokens: TokenFile | None = None,
 ) -> Credentials:
     """The first credentials found for ``source``, with their origin; anonymous when there are none.
 
     Args:
         settings: ``anonymous`` ends the search at once; ``user`` picks among several; ``credentials`` is a file.
         prompt: Asks for a password, or None when nobody can be asked.
+        tokens: What `xnatfs login` has stored.
     Raises:
-        CredentialsError: a file that others can read, a malformed one, ``--credentials`` without a password for this
-            server, or ``--user`` without any password.
+        CredentialsError: a token that has ended, a file that others can read, a malformed one, ``--credentials``
+            without a password for this server, or ``--user`` without any password.
     """
     if settings.anonymous:
         return Credentials(origin="--anonymous")
     if settings.credentials is not None:
         return _from_named_file(settings.credentials, source, settings.user)
-    for place in (_from_environment, _from_files, _from_keyring):
-        found = place(source, settings.user, environ, home)
-        if found is not None:
-            return found
+    found = _from_environment(source, settings.user, environ, home)
+    if found is None and tokens is not None:
+        found = _from_tokens(tokens, source, settings.user)
+    for place in (_from_files, _from_keyring):
+        found = found or place(source, settings.user, environ, home)
+    if found is not None:
+        return found
     if settings.user is None:
         return Credentials()
     if prompt is None:
@@ -144,6 +162,48 @@ def _from_environment(source: Source, user: str | None, environ: Mapping[str, st
         if name and secret and user in (None, name):
             return Credentials(name, secret, f"{prefix}_USER and {prefix}_PASS")
     return None
+
+
+def _from_tokens(tokens: TokenFile, source: Source, user: str | None) -> Credentials | None:
+    token = tokens.get(source.url)
+    if token is None or user not in (None, token.user):
+        return None
+    if token.left_s <= 0:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.until_s))
+        raise CredentialsError(f"the token for {source.url} ended on {when}", f"run: xnatfs login {source.url}")
+    return token_credentials(token)
+
+
+def token_credentials(token: StoredToken) -> Credentials:
+    return Credentials(token.alias, token.secret, f"the token of {token.user} from `xnatfs login`", is_token=True)
+
+
+def renewed(tokens: TokenFile, source: Source, settings: Settings) -> Credentials:
+    """A token's credentials; one that grows old is exchanged for a new one by itself first, where the server allows.
+
+    The old one is left to end by itself: mounts made with it go on.
+    """
+    token = tokens.get(source.url)
+    assert token is not None
+    if not token.is_old:
+        return token_credentials(token)
+    from xnatfs.factory import open_server
+
+    with tokens.alone():
+        token = tokens.get(source.url) or token
+        if not token.is_old:  # another process has done it meanwhile
+            return token_credentials(token)
+        try:
+            issued = open_server(settings.config(source, token_credentials(token))).login.issue_token()
+        except LoginFailed:
+            raise  # it is dead, and says so
+        except ArchiveError as exc:
+            hours = token.left_s / 3600
+            click.echo(f"xnatfs: warning: the token for {source.url} ends in {hours:.1f} hours ({exc})", err=True)
+            return token_credentials(token)
+        token = StoredToken(source.url, token.user, issued.alias, issued.secret, time.time(), issued.until_s)
+        tokens.replace(token)
+    return token_credentials(token)
 
 
 def _from_files(source: Source, user: str | None, environ: Mapping[str, str], home: Path) -> Credentials | None:

@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ls": ("xnatfs.cli.inspect", "ls", "List directories of an archive, without mounting it."),
     "stat": ("xnatfs.cli.inspect", "stat", "Show what is known of files and directories."),
     "cat": ("xnatfs.cli.inspect", "cat", "Write files of an archive to standard output."),
+    "login": ("xnatfs.cli.account", "login", "Exchange a password for a token, and keep that."),
+    "logout": ("xnatfs.cli.account", "logout", "End the token of `xnatfs login`, here and on the server."),
     "config": ("xnatfs.cli.settings", "config", "Show the options in force and where each comes from."),
 }
 
@@ -121,7 +123,7 @@ def hint_for(error: OSError, invocation: Invocation) -> str:
     if isinstance(error, AccessDenied) and origin in _NOT_LOGGED_IN:
         return hint or "you are not logged in: give --user NAME, set XNAT_USER and XNAT_PASS, or fill in ~/.netrc"
     if isinstance(error, LoginFailed):
-        return (hint or _LOCKING) + (f"; they came from {origin}" if origin else "")
+        return hint or _LOCKING + (f"; they came from {origin}" if origin else "")
     if isinstance(error, Unavailable):
         return hint or "is the address right, and does the server answer from here (network, VPN, --proxy)?"
     return hint

@@ -464,6 +464,10 @@ def default_config_path() -> Path:
     return Path(platformdirs.user_config_dir("xnatfs", appauthor=False)) / "config.toml"
 
 
+def default_token_path() -> Path:
+    return default_config_path().with_name("tokens.json")
+
+
 def default_cache_dir() -> Path:
     import platformdirs
 

@@ -9,7 +9,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import parse_qsl, unquote
 
@@ -63,9 +63,10 @@ def parse_query(text: str) -> dict[str, str]:
 class Api:
     """Everything below /data and /xapi. ``clock`` gives seconds since the epoch."""
 
-    def __init__(self, archive: Archive, gate: Gate) -> None:
+    def __init__(self, archive: Archive, gate: Gate, old_listings: Callable[[], bool] = lambda: False) -> None:
         self.archive = archive
         self.gate = gate
+        self._old_listings = old_listings
 
     def answer(self, question: Question, login: Login) -> Reply:
         """The reply to one admitted request; errors become their pages."""
@@ -94,6 +95,7 @@ class Api:
         below = data_path(path)
         if below is None:
             raise NotFound("The server has not found anything matching the request URI.")
+        below, question = _named_token(below, question)
         service = self._services().get(below.rstrip("/"))
         if service is not None:
             return service(question, login)
@@ -277,6 +279,8 @@ class Api:
             if place >= len(pairs):
                 raise NotFound("Unable to find file.")
             return _file_reply(question, *pairs[place])
+        if self._old_listings() and not all(file.on_disk for _, file in pairs):
+            return error(500, "java.io.FileNotFoundException")
         return _table(question, listings.file_table(pairs))
 
     def _archive_of(self, pairs: list[tuple[Holder, File]], question: Question) -> Reply:
@@ -324,6 +328,15 @@ class Api:
             raise NotFound("Unable to find the member.")
         whole = data
         return Reply(200, {"Content-Type": "application/octet-stream"}, Body(None, lambda a, b: iter([whole])))
+
+
+def _named_token(below: str, question: Question) -> tuple[str, Question]:
+    """Token services take alias and secret from the query or, as XNAT's own routes have it, from the path."""
+    parts = below.split("/")  # "", services, tokens, validate|invalidate, alias, secret
+    if len(parts) != 6 or parts[1:3] != ["services", "tokens"]:
+        return below, question
+    query = {**question.query, "alias": unquote(parts[4]), "secret": unquote(parts[5])}
+    return "/".join(parts[:4]), replace(question, query=query)
 
 
 def data_path(path: str) -> str | None:

@@ -71,6 +71,7 @@ class Gate:
     guests: bool = False
     session_timeout_s: float = 900.0
     max_sessions: int = 1000
+    token_life_s: float = TOKEN_LIFE_S
     sessions: dict[str, Session] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
     failures: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -132,7 +133,7 @@ class Gate:
         self.sessions.clear()
 
     def issue(self, user: str) -> Token:
-        token = Token(str(uuid.uuid4()), secrets.token_hex(32), user, time.monotonic() + TOKEN_LIFE_S)
+        token = Token(str(uuid.uuid4()), secrets.token_hex(32), user, time.monotonic() + self.token_life_s)
         self.tokens[token.alias] = token
         return token
 

@@ -75,10 +75,12 @@ class Control:
             "range": state.switches.range,
             "outage": state.switches.outage,
             "firewall_status": state.switches.firewall_status,
+            "old_listings": state.switches.old_listings,
             "bandwidth": state.link.bytes_per_s,
             "guests": state.gate.guests,
             "session_timeout_s": state.gate.session_timeout_s,
             "max_sessions": state.gate.max_sessions,
+            "token_life_s": state.gate.token_life_s,
             "faults": [{"match": f.match, "kind": f.kind, "at": f.at, "times": f.times} for f in state.faults.faults],
         }
 
@@ -87,10 +89,10 @@ class Control:
         unknown = set(wanted) - set(self._switches()) - {"expire_sessions", "add_faults", "unlock"}
         if unknown:
             raise ValueError(f"unknown switches: {sorted(unknown)}")
-        for name in ("latency_s", "range", "outage", "firewall_status"):
+        for name in ("latency_s", "range", "outage", "firewall_status", "old_listings"):
             if name in wanted:
                 setattr(state.switches, name, wanted[name])
-        for name in ("guests", "session_timeout_s", "max_sessions"):
+        for name in ("guests", "session_timeout_s", "max_sessions", "token_life_s"):
             if name in wanted:
                 setattr(state.gate, name, wanted[name])
         if "bandwidth" in wanted:

@@ -16,6 +16,7 @@ from xnatfs.model import ContentId, Entry
 from xnatfs.reading.flight import Flight
 from xnatfs.reading.prefetch import GRAIN, ReadPattern, request_stop
 from xnatfs.reading.transfer import Transfer
+from xnatfs.stats import Stats
 
 BODY_TRIES = 3
 """Transfers that one read may start in a row when bodies break in the middle. The archive retries requests by itself;
@@ -42,7 +43,9 @@ class OpenFile:
 class BlockReader:
     """Reads files of one archive through one block cache."""
 
-    def __init__(self, archive: Archive, cache: BlockCache, config: ReadConfig, block_size: int) -> None:
+    def __init__(
+        self, archive: Archive, cache: BlockCache, config: ReadConfig, block_size: int, stats: Stats | None = None
+    ) -> None:
         if block_size % GRAIN:
             raise ValueError(f"block size {block_size} is not a multiple of {GRAIN}")
         self._archive = archive
@@ -50,6 +53,8 @@ class BlockReader:
         self._config = config
         self._block_size = block_size
         self._slots = TransferSlots(config.max_transfers, config.timeout_s)
+        self._stats = stats or Stats()
+        self._stats.gauges["transfers"] = lambda: self._slots.count
         self._lock = threading.Lock()
         self._flights: dict[ContentId, Flight] = {}  # guarded by _lock: versions that are open now
 
@@ -131,7 +136,13 @@ class BlockReader:
             block_stop = min(stop, (at // self._block_size + 1) * self._block_size)
             target = buffer[at - offset : block_stop - offset]
             count = self._from_cache(flight, at, target) if not self._is_ahead(flight, at) else 0
-            at += count or self._from_transfer(flight, at, target, window)
+            if count:
+                self._stats.hits += 1
+            else:
+                self._stats.misses += 1
+                count = self._from_transfer(flight, at, target, window)
+            at += count
+        self._stats.read_bytes += stop - offset
         flight.served = True
         return stop - offset
 
