@@ -142,4 +142,4 @@ def test_real_dicom_names_stay_as_they_are() -> None:
         for name in names
     ]
     listing = session(EVERYTHING, [], rows)
-    assert list(shown(listing, "/data/experiments/E1/scans/4/33")) == list(dict.fromkeys(names))
+    assert list(shown(listing, "/data/experiments/E1/scans/4/resources/33")) == list(dict.fromkeys(names))

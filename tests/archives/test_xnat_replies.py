@@ -221,3 +221,28 @@ def test_a_shared_subject_has_the_label_of_the_project(connect: Connect) -> None
     subject, _ = walk(archive, "HCP_DEMO", "HCP_100307")
     owner, _ = walk(archive, "DEMO", "DEMO_002")
     assert subject.id == owner.id
+
+
+def test_a_server_that_fails_over_one_missing_file_still_lists_the_others(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    whole = {one.key for one in everything_below(archive, "ODDITIES", "ODD_1", "ODD_1_MR")}
+    server.switch(old_listings=True)
+    archive = connect()
+    found = everything_below(archive, "ODDITIES", "ODD_1", "ODD_1_MR")
+    assert {one.key for one in found} == whole
+    missing = [one for one in found if "/files/gone.dcm" in one.key or "/files/here.txt" in one.key]
+    assert {one.size for one in missing} == {5, 500}
+
+
+def everything_below(archive: XnatArchive, *names: str) -> list[Entry]:
+    """The resource files below a directory, through as many listings as it takes."""
+    found: list[Entry] = []
+    pending = [walk(archive, *names)[0]]
+    while pending:
+        directory = pending.pop()
+        for one in archive.children(directory).children[directory.key]:
+            if one.is_dir and not one.hidden:
+                pending.append(one)
+            elif not one.is_dir and not one.key.startswith("document:"):
+                found.append(one)
+    return found

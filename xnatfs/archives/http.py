@@ -73,6 +73,9 @@ EXPIRY_MARGIN = 0.1
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+TRIES_OF_500 = 3
+"""A 500 is more often a fault of what was asked for than of the moment: do not spend all retries on it."""
+
 TEMPORARY_STATUS = frozenset({429, 500, 502, 503, 504})
 
 TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, UnicodeError)
@@ -716,11 +719,12 @@ class PageReply(UnexpectedReply):
     generation = 0  # of the session that got it
 
 
-class _Temporary(Unavailable):
+class ServerFailed(Unavailable):
     """A status that may be better next time, with the server's own wish for when."""
 
-    def __init__(self, message: str, hint: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, hint: str = "", status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(message, hint)
+        self.status = status
         self.retry_after_s = retry_after_s
 
 
@@ -732,8 +736,11 @@ def _retry_after(error: ArchiveError, attempt: int) -> float | None:
     """Seconds to wait before the next try, or None when another try is of no use. The one place that decides that."""
     if isinstance(error, _Refused | TimedOut) or not isinstance(error, Unavailable):
         return None
-    if isinstance(error, _Temporary) and error.retry_after_s is not None:
-        return error.retry_after_s
+    if isinstance(error, ServerFailed):
+        if error.status == 500 and attempt >= TRIES_OF_500:
+            return None
+        if error.retry_after_s is not None:
+            return error.retry_after_s
     return float(BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
 
 
@@ -745,9 +752,8 @@ def raise_for_status(status: int, headers: Mapping[str, str], what: str) -> NoRe
         raise AccessDenied(f"{what}: closed to this account")
     if status in TEMPORARY_STATUS:
         seconds = headers.get("Retry-After", "")
-        raise _Temporary(
-            f"{what}: the server answers {status}", retry_after_s=float(seconds) if seconds.isdigit() else None
-        )
+        retry_after_s = float(seconds) if seconds.isdigit() else None
+        raise ServerFailed(f"{what}: the server answers {status}", status=status, retry_after_s=retry_after_s)
     if status == 416:
         raise StaleContent(f"{what}: the file has become shorter")
     raise UnexpectedReply(f"{what}: the server answers {status}")

@@ -19,7 +19,14 @@ from urllib.parse import quote
 from pyxnat.core.search import build_search_document
 
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import Account, HttpClient, PageReply, Reply, content_length
+from xnatfs.archives.http import (
+    Account,
+    HttpClient,
+    PageReply,
+    Reply,
+    ServerFailed,
+    content_length,
+)
 from xnatfs.archives.session import ServerSession, SharedSession
 from xnatfs.archives.xnat_documents import (
     EXPERIMENT_COLUMNS,
@@ -35,7 +42,9 @@ from xnatfs.archives.xnat_tables import (
     SITE,
     Item,
     Row,
+    catalog_rows,
     experiment_listing,
+    files_listing,
     inputs_listing,
     item_path,
     parse_listing_id,
@@ -81,13 +90,18 @@ class XnatArchive:
         shared = SharedSession(http.session_dir, base_url, credentials) if http.session_dir is not None else None
         self._account = Account(credentials, self._log_in, http.timeout_s, shared, stats)
         self._http = HttpClient(base_url, http, self._account, user_agent, stats, WHO_PATH, DATA_PATHS)
-        self._login = XnatLogin(base_url, credentials, http.timeout_s, self._http.new_session)
+        self.login = XnatLogin(base_url, credentials, http.timeout_s, self._http.new_session)
         self._lock = threading.Lock()
         self._documents = DocumentStore()
         self._side: ThreadPoolExecutor | None = None  # guarded by _lock: requests sent beside the caller's own
 
     def _log_in(self) -> ServerSession:
-        return self._login.log_in()
+        return self.login.log_in()
+
+    def who(self) -> str:
+        """The user that the server takes us for; "guest" for a visitor. Logs in where that is due."""
+        said = self._http.get_text(WHO_PATH)
+        return said.split("'")[1] if said.count("'") >= 2 else said.strip()[:80]
 
     def root(self) -> Entry:
         return Entry(name="", key="/data/projects", is_dir=True, listing=SITE)
@@ -113,6 +127,8 @@ class XnatArchive:
         elif kind == "inputs":
             files = self._table(f"{_quoted(fields['owner'])}/in/files", JSON)
             return inputs_listing(identifier, mtime_ns, files, self._tree)
+        elif kind == "files":
+            return files_listing(identifier, mtime_ns, self._files_or_catalog(fields["owner"]))
         else:
             listing, documents = self._experiment(identifier, mtime_ns)
         self._documents.put(documents)
@@ -139,10 +155,31 @@ class XnatArchive:
         everything = {**JSON, "all": "true"}
         item, files, resources = self._side_by_side(
             lambda: self._item(path, fields["id"]),
-            lambda: self._table(f"{path}/files", everything),
+            lambda: self._files_or_none(f"{path}/files", everything),
             lambda: self._table(f"{path}/resources", everything),
         )
         return experiment_listing(identifier, mtime_ns, item, resources, files, self._tree)
+
+    def _files_or_none(self, path: str, params: Mapping[str, str]) -> list[Row] | None:
+        """The file list, or None where the server fails over it: XNAT 1.7 does when one file is gone from its disk."""
+        try:
+            return self._table(path, params)
+        except ServerFailed as error:
+            if error.status != 500:
+                raise
+            log.info("%s: asking for each resource by itself", error)
+            return None
+
+    def _files_or_catalog(self, resource: str) -> list[Row]:
+        """The files of one resource: its list, or else its catalog, which the server reads without looking at files."""
+        rows = self._files_or_none(f"{_quoted(resource)}/files", JSON)
+        if rows is not None:
+            return rows
+        document = self._http.get_bytes(_quoted(resource), {"format": "xml"})
+        try:
+            return catalog_rows(resource, document)
+        except ValueError as error:
+            raise UnexpectedReply(f"GET {resource}: not a catalog: {error}") from error
 
     def _item(self, path: str, identifier: str) -> Item:
         """An experiment's own document: its scans, assessors and reconstructions, with and without files."""
@@ -283,7 +320,7 @@ class XnatArchive:
             side, self._side = self._side, None
         if side is not None:
             side.shutdown(wait=False, cancel_futures=True)
-        self._login.log_out(self._account.leave())
+        self.login.log_out(self._account.leave())
         self._http.close()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from urllib.parse import parse_qsl, urlencode
+from xml.etree import ElementTree
 
 from xnatfs.archives.xnat_documents import (
     EXPERIMENT_COLUMNS,
@@ -210,6 +211,7 @@ class _Folder:
     reserved: bool = False
     row: Row | None = None
     has_inputs: bool = False
+    listing: str = ""  # where its children are asked for, when they are not at hand
     folders: dict[str, _Folder] = field(default_factory=dict)
     files: dict[str, Entry] = field(default_factory=dict)
 
@@ -235,13 +237,14 @@ class _Folder:
                     is_dir=True,
                     mtime_ns=mtime_ns,
                     id=folder.id,
-                    listing=listing.id,
+                    listing=folder.listing or listing.id,
                     aliases=folder.aliases,
                     xsi_type=folder.xsi_type,
                     reserved=folder.reserved,
                 )
             )
-            folder.flatten(listing, mtime_ns)
+            if not folder.listing:
+                folder.flatten(listing, mtime_ns)
         entries.extend(self.files.values())
         listing.children[self.key] = tuple(entries)
 
@@ -272,7 +275,12 @@ class Item:
 
 
 def experiment_listing(
-    identifier: str, mtime_ns: int, item: Item, resources: Iterable[Row], files: Iterable[Row], config: TreeConfig
+    identifier: str,
+    mtime_ns: int,
+    item: Item,
+    resources: Iterable[Row],
+    files: Iterable[Row] | None,
+    config: TreeConfig,
 ) -> tuple[Listing, dict[str, bytes]]:
     """Everything below one experiment.
 
@@ -281,7 +289,7 @@ def experiment_listing(
         mtime_ns: The experiment's own time, given to all below it: the file lists carry none.
         item: Its document.
         resources: ``resources?all=true``.
-        files: ``files?all=true``.
+        files: ``files?all=true``; None when the server could not tell: each resource is then asked when it is opened.
     """
     fields = parse_listing_id(identifier)[1]
     experiment, project = fields["id"], fields["project"]
@@ -293,7 +301,12 @@ def experiment_listing(
     top.folder("resources", reserved=True)
     _items_below(top, item, config)
     owners = _resource_folders(top, resources, config)
-    _place_files(top, owners, files, mtime_ns, config)
+    if files is None:
+        for folder in owners.values():
+            if folder is not None:
+                folder.listing = listing_id("files", owner=folder.key)
+    else:
+        _place_files(top, owners, files, mtime_ns, config)
     top.flatten(listing, mtime_ns)
     inside = experiment_in(project, experiment)
     own: tuple[Entry, ...] = (_xnat_of(inside, listing_id("project", id=project)),)
@@ -335,6 +348,45 @@ def resources_listing(
     top.flatten(listing, mtime_ns)
     del listing.children[owner]  # belongs to the project's own listing
     return listing.finished()[0]
+
+
+def files_listing(identifier: str, mtime_ns: int, files: Iterable[Row]) -> Listing:
+    """The files of one resource, asked for by itself."""
+    owner = parse_listing_id(identifier)[1]["owner"]
+    listing = _Listing(identifier)
+    top = _Folder("", owner)
+    for row in files:
+        uri = row.get("uri", "")
+        _, found, path = uri.partition("/files/")
+        if found and path:
+            _place(top, path, _file(uri, path, row, mtime_ns))
+    top.flatten(listing, mtime_ns)
+    return listing.finished()[0]
+
+
+def catalog_rows(resource: str, document: bytes) -> list[Row]:
+    """The entries of a resource's catalog XML as rows of a file list. ``resource`` is its REST path.
+
+    Raises:
+        ValueError: not a catalog.
+    """
+    if b"<!DOCTYPE" in document or b"<!ENTITY" in document:
+        raise ValueError("a document type or entities")  # no catalog has them, and they are how XML bombs are made
+    try:
+        root = ElementTree.fromstring(document)  # noqa: S314  # without entities there is nothing to expand
+    except ElementTree.ParseError as error:
+        raise ValueError(str(error)) from error
+    if not root.tag.endswith("Catalog"):
+        raise ValueError(f"a {root.tag} document")
+    rows = []
+    for node in root.iter():
+        uri = node.get("URI")
+        if node.tag.endswith("}entry") and uri:
+            sizes = [field.text for field in node.iter() if field.get("name") in ("SIZE", "size_in_bytes")]
+            rows.append(
+                Row({"URI": f"{resource}/files/{uri}", "Size": sizes[0] if sizes else "", "digest": node.get("digest")})
+            )
+    return rows
 
 
 def inputs_listing(identifier: str, mtime_ns: int, files: Iterable[Row], config: TreeConfig) -> Listing:
@@ -424,9 +476,9 @@ def _resource(owner: _Folder, identifier: str, label: str, config: TreeConfig) -
         return None
     found = owner.folders.get(f"resource {identifier}")
     if found is None:
-        found = owner.folders[f"resource {identifier}"] = _Folder(
-            label or f"resource-{identifier}", f"{owner.key}/{identifier}", id=identifier
-        )
+        above = owner.key if owner.key.endswith("/resources") else f"{owner.key}/resources"
+        name = label or f"resource-{identifier}"
+        found = owner.folders[f"resource {identifier}"] = _Folder(name, f"{above}/{identifier}", id=identifier)
     return found
 
 

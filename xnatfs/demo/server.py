@@ -41,6 +41,7 @@ class Switches:
     range: bool = False
     outage: bool = False
     firewall_status: int = 500
+    old_listings: bool = False  # as XNAT 1.7: one file that is gone from disk makes the whole list a 500
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class DemoServer:
     def __init__(self, state: DemoState, context: str = "") -> None:
         self.state = state
         self._context = context
-        self._api = Api(state.archive, state.gate)
+        self._api = Api(state.archive, state.gate, lambda: state.switches.old_listings)
         self._control = Control(state)
         self._senders = ThreadPoolExecutor(MAX_SENDERS, thread_name_prefix="send")
         self._runner: web.ServerRunner | None = None
