@@ -27,6 +27,7 @@ class Stats:
         gauges: Numbers that are asked for when they are shown (cache use, transfers under way).
     """
 
+    started_s: float = field(default_factory=time.time)
     requests: int = 0
     retries: int = 0
     logins: int = 0
@@ -38,6 +39,10 @@ class Stats:
     session_until_s: float = 0.0
     errors: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=ERRORS_KEPT))
     gauges: dict[str, Callable[[], int]] = field(default_factory=dict)
+
+    def gauge(self, name: str) -> int | None:
+        ask = self.gauges.get(name)
+        return None if ask is None else ask()
 
     def failed(self, message: str) -> None:
         """Remember a failure that a reader has seen. No message holds a secret."""

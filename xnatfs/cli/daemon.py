@@ -7,6 +7,7 @@ Knows no FUSE and no archive. ``start`` must be called before any thread is; a r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -204,10 +205,54 @@ class Record:
         except OSError as exc:
             log.info("no record of this mount in %s: %s", directory, exc.strerror)
 
+    @property
+    def socket(self) -> Path | None:
+        """Where this mount's control socket belongs; None when there is no record of it."""
+        return None if self._path is None else self._path.with_suffix(".sock")
+
     def remove(self) -> None:
         """Take the record's name away. The lock stays until the process ends."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a record says of a mount, and whether its process lives."""
+
+    mountpoint: Path
+    server: str
+    device: str
+    pid: int
+    alive: bool
+    socket: Path
+
+
+def recorded(uid: int) -> list[Recorded]:
+    """Every mount of a user that has left a record, those whose process was killed included."""
+    found = []
+    for path in sorted(records_directory(uid).glob("mount-*.json")):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # it has gone meanwhile
+        try:
+            content = json.loads(os.pread(descriptor, 65536, 0))
+            place, server, device = (str(content[key]) for key in ("mountpoint", "server", "device"))
+            alive = not _unlocked(descriptor)
+            found.append(Recorded(Path(place), server, device, int(content["pid"]), alive, path.with_suffix(".sock")))
+        except (ValueError, KeyError, TypeError):
+            log.info("%s: not a record of a mount", path)
+        finally:
+            os.close(descriptor)
+    return found
+
+
+def forget(record: Recorded) -> None:
+    """Remove what a killed process has left, once nothing is mounted there any more."""
+    for path in (record.socket, record.socket.with_suffix(".json")):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def records_directory(uid: int) -> Path:

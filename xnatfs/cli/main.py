@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ls": ("xnatfs.cli.inspect", "ls", "List directories of an archive, without mounting it."),
     "stat": ("xnatfs.cli.inspect", "stat", "Show what is known of files and directories."),
     "cat": ("xnatfs.cli.inspect", "cat", "Write files of an archive to standard output."),
+    "status": ("xnatfs.cli.status", "status", "Show what is mounted and how it is doing."),
     "login": ("xnatfs.cli.account", "login", "Exchange a password for a token, and keep that."),
     "logout": ("xnatfs.cli.account", "logout", "End the token of `xnatfs login`, here and on the server."),
     "config": ("xnatfs.cli.settings", "config", "Show the options in force and where each comes from."),

@@ -67,23 +67,36 @@ def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
     """Open the archive, mount it at ``target`` (prepared), call ``ready`` and answer until unmounted."""
     import os
 
+    from xnatfs.cli.control import ControlSocket
+    from xnatfs.cli.status import RecentMessages, report
     from xnatfs.factory import open_vfs
     from xnatfs.frontends import fuse
+    from xnatfs.stats import Stats
 
     record = daemon.Record()
+    stats = Stats()
+    messages = RecentMessages(stats)
+    control: list[ControlSocket] = []
     fsname = config.source.url + ("" if config.source.inside == "/" else f"#{config.source.inside}")
 
     def publish() -> None:
         device = target.stat().st_dev
         record.write(f"{os.major(device)}:{os.minor(device)}", target, fsname)
+        if record.socket is not None:
+            control.append(ControlSocket(record.socket, lambda: report(config, target, stats)))
+            control[0].start()
         ready()
 
-    vfs = open_vfs(config)
+    vfs = open_vfs(config, stats)
+    messages.listen()
     try:
         vfs.listdir("/")  # a wrong address or password is met here, before there is a mount
         fuse.mount(vfs, target, config.mount, fsname=fsname, ready=publish)
     finally:
+        for socket in control:
+            socket.close()
         vfs.close()
+        messages.close()
         record.remove()
 
 
