@@ -167,6 +167,9 @@ class FakeVFS:
             done += count
         return done
 
+    def cached_bytes(self, node: object) -> int:
+        return 0
+
     def release(self, handle: FakeHandle) -> None:
         self._enter("release", handle.path)
         with self.lock:

@@ -120,7 +120,12 @@ def test_df_shows_a_file_system_without_a_size_of_its_own(shared: FakeMount) -> 
 
 def test_extended_attributes_name_the_item(shared: FakeMount) -> None:
     path = shared.path / "P1/S1/scan.bin"
-    assert sorted(os.listxattr(path)) == ["user.xnat.digest", "user.xnat.id", "user.xnat.uri"]
+    assert sorted(os.listxattr(path)) == [
+        "user.xnat.cached",
+        "user.xnat.digest",
+        "user.xnat.id",
+        "user.xnat.uri",
+    ]
     assert os.getxattr(path, "user.xnat.uri") == b"/P1/S1/scan.bin"
     assert os.getxattr(path, "user.xnat.digest") == b"d" * 32
     assert os.getxattr(shared.path / "P1", "user.xnat.xsitype") == b"xnat:mrSessionData"

@@ -175,6 +175,19 @@ def test_documents_have_their_size_before_they_are_opened(mount: Mount) -> None:
         assert len(path.read_bytes()) == size > 20, path
 
 
+def test_the_share_of_a_file_that_is_cached_is_an_xattr(server: DemoServer, tmp_path: Path) -> None:
+    scans = "BIG/BIG_1/BIG_1_MR/scans"
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        small = mount.path / "DEMO/DEMO_001/DEMO_001_MR1/scans/1/NIFTI/anatomical.nii"
+        large = mount.path / scans / "3-bold100m/NIFTI/bold_100m.nii"
+        assert (xattr(small, "cached"), xattr(large, "cached")) == ("0", "0")
+        small.read_bytes()
+        with large.open("rb") as file:
+            file.read(30 << 20)
+        assert xattr(small, "cached") == "100"
+        assert 30 <= int(xattr(large, "cached")) < 100
+
+
 def test_a_closed_project_is_listed_and_refused(server: DemoServer, tmp_path: Path) -> None:
     with mounted(server.url, tmp_path, user="other", password="other") as mount:
         assert "PROTECTED" in os.listdir(mount.path)

@@ -22,6 +22,14 @@ class BlockCache(Protocol):
         """The block's bytes, verified against their checksum, or None."""
         ...
 
+    def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
+        """Bytes [start, stop) of a block, cut at its end, verified too, or None. For scattered small reads."""
+        ...
+
+    def kept_bytes(self, content: ContentId) -> int:
+        """Bytes of a content that are held, about: what is held twice may count twice."""
+        ...
+
     def put(self, key: BlockKey, data: bytes) -> None:
         """Keep a block, making room first."""
         ...

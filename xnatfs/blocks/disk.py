@@ -43,6 +43,7 @@ from xxhash import xxh3_64_intdigest
 from xnatfs.blocks.base import BlockKey
 from xnatfs.blocks.format import (
     DISK_UNIT,
+    HEADER_BYTES,
     SUM,
     Damaged,
     Place,
@@ -214,6 +215,12 @@ class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
 
     def strike(self, name: str) -> None:
         self._con.execute("DELETE FROM Cache WHERE key = ? AND raw = 1", (name,))
+
+    def bytes_of(self, tag: str) -> int:
+        """Bytes that the blocks of a content hold; a block's size is rounded up to DISK_UNIT, header included."""
+        query = "SELECT TOTAL(size - ?) FROM Cache WHERE tag = ? AND size > ?"
+        ((found,),) = self._con.execute(query, (HEADER_BYTES, tag, HEADER_BYTES)).fetchall()
+        return int(found)
 
     def note(self, name: str) -> bytes | None:
         query = "SELECT value FROM Cache WHERE key = ? AND raw = 1 AND mode = ?"
@@ -394,6 +401,13 @@ class DiskBlocks:
                 self._recovered()
             if key.number:
                 self._note_use(tag)
+
+    def kept_bytes(self, content: ContentId) -> int:
+        with self._tolerant("counting blocks"):
+            if self._open():
+                with self._lock:
+                    return self._books.bytes_of(tag_of(content)) if self._books is not None else 0
+        return 0
 
     def get_note(self, content: ContentId) -> str | None:
         tag = tag_of(content)

@@ -49,6 +49,15 @@ class MemoryBlocks:
                 self._held.move_to_end(key)
             return data
 
+    def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
+        data = self.get(key)
+        return None if data is None else data[start:stop]
+
+    def kept_bytes(self, content: ContentId) -> int:
+        with self._lock:
+            keys = self._keys.get(content, ())
+            return sum(len(self._free.get(key) or self._held.get(key) or b"") for key in keys)
+
     def put(self, key: BlockKey, data: bytes) -> None:
         cost = len(data) + OVERHEAD_BYTES
         with self._lock:

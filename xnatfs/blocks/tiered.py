@@ -73,6 +73,13 @@ class TieredBlocks:
                 return self._disk.get_span(key, start, stop)
         return None if data is None else data[start:stop]
 
+    def kept_bytes(self, content: ContentId) -> int:
+        if self._disk is None:
+            return self._memory.kept_bytes(content)
+        with self._changed:
+            pending = sum(len(data) for key, data in self._blocks.items() if key.content == content)
+        return pending + self._disk.kept_bytes(content)
+
     def put(self, key: BlockKey, data: bytes) -> None:
         self._memory.put(key, data)
         if self._disk is None:

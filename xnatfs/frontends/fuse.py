@@ -47,7 +47,7 @@ STOP_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 _SPEAKER = re.compile(r"(fuse|fusermount3?): |(?=Ignoring invalid max threads)")  # libfuse 3.14 always says the latter
 
-XATTRS = ("user.xnat.id", "user.xnat.uri", "user.xnat.xsitype", "user.xnat.digest")
+XATTRS = ("user.xnat.id", "user.xnat.uri", "user.xnat.xsitype", "user.xnat.digest", "user.xnat.cached")
 
 
 class _OpenFile(NamedTuple):
@@ -189,8 +189,10 @@ class Operations:
         return tuple(self._xattrs(path))
 
     def _xattrs(self, path: str) -> dict[str, bytes]:
-        entry = self._vfs.lookup(path).entry
-        values = zip(XATTRS, (entry.id, entry.key, entry.xsi_type, entry.digest), strict=True)
+        node = self._vfs.lookup(path)
+        entry = node.entry
+        cached = "" if node.is_dir else str(100 * self._vfs.cached_bytes(node) // node.size if node.size else 100)
+        values = zip(XATTRS, (entry.id, entry.key, entry.xsi_type, entry.digest, cached), strict=True)
         return {name: value.encode() for name, value in values if value}
 
 

@@ -45,7 +45,7 @@ class Flight:
         self.base = base
         self.size = size
         self.cond = threading.Condition(threading.Lock())
-        self.content = None if validator is None else _with_validator(base, validator)  # guarded by cond, set once
+        self.content = None if validator is None else with_validator(base, validator)  # guarded by cond, set once
         self.noted = validator is not None
         self.cold = validator is None
         self.held: ContentId | None = None  # guarded by the reader's lock
@@ -60,7 +60,7 @@ class Flight:
 
     def pin(self, validator: str) -> ContentId | None:
         """Accept the version that a response belongs to, or None when it is not the one pinned before."""
-        content = _with_validator(self.base, validator)
+        content = with_validator(self.base, validator)
         with self.cond:
             if self.content is None:
                 self.content = content
@@ -147,5 +147,5 @@ def stale(entry: Entry) -> StaleContent:
     return StaleContent(f"{entry.key}: the archive now holds another version", "open the file again")
 
 
-def _with_validator(base: ContentId, validator: str) -> ContentId:
+def with_validator(base: ContentId, validator: str) -> ContentId:
     return ContentId(base.archive, base.key, f"{base.version}|{validator}")

@@ -13,7 +13,7 @@ from xnatfs.blocks.base import BlockCache, BlockKey
 from xnatfs.config import ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
 from xnatfs.model import ContentId, Entry
-from xnatfs.reading.flight import Flight
+from xnatfs.reading.flight import Flight, with_validator
 from xnatfs.reading.prefetch import GRAIN, ReadPattern, request_stop
 from xnatfs.reading.transfer import Transfer
 from xnatfs.stats import Stats
@@ -24,6 +24,10 @@ this covers what it cannot see: a body that stops half-way."""
 
 JOIN_LIMIT = 8 * GRAIN
 """Bytes a reader waits for a ranged transfer to come along before it starts one of its own nearer by."""
+
+SCATTERED = 32 * 1024
+"""Bytes up to which a read that follows no pattern takes its part of a cached block, not the block: reading and
+verifying 1 MiB for 4 KiB costs 85 us, a sixteenth of it 16 us (measured on page-cached blocks)."""
 
 CLOSE_S = 5.0
 """Seconds that ``close`` waits for transfers to end; their sockets are shut by then."""
@@ -135,7 +139,7 @@ class BlockReader:
         while at < stop:
             block_stop = min(stop, (at // self._block_size + 1) * self._block_size)
             target = buffer[at - offset : block_stop - offset]
-            count = self._from_cache(flight, at, target) if not self._is_ahead(flight, at) else 0
+            count = self._from_cache(flight, at, target, window) if not self._is_ahead(flight, at) else 0
             if count:
                 self._stats.hits += 1
             else:
@@ -145,6 +149,14 @@ class BlockReader:
         self._stats.read_bytes += stop - offset
         flight.served = True
         return stop - offset
+
+    def cached_bytes(self, entry: Entry) -> int:
+        """How much of a file needs no request, in bytes."""
+        if entry.size is None:
+            return 0
+        base = ContentId(self._archive.id, entry.key, entry.version)
+        note = self._cache.get_note(base)
+        return 0 if note is None else min(entry.size, self._cache.kept_bytes(with_validator(base, note)))
 
     @property
     def idle(self) -> bool:
@@ -166,16 +178,23 @@ class BlockReader:
         """Whether looking in the cache is a waste: the file was cold, and its transfer has not kept ``at`` yet."""
         return flight.cold and any(transfer.front <= at for transfer in flight.transfers)
 
-    def _from_cache(self, flight: Flight, at: int, target: memoryview) -> int:
+    def _from_cache(self, flight: Flight, at: int, target: memoryview, window: int) -> int:
         """Copy what one cached block or grain holds at ``at``; 0 when neither is there."""
         content = flight.content
         if content is None:
             return 0
         for unit in (self._block_size, GRAIN):
-            number = at // unit
-            data = self._cache.get(BlockKey(content, number, unit))
-            if data is not None and len(data) == min(unit, flight.size - number * unit):
-                piece = memoryview(data)[at - number * unit :][: len(target)]
+            number, start = divmod(at, unit)
+            length = min(unit, flight.size - number * unit)
+            stop = min(start + len(target), length)
+            key = BlockKey(content, number, unit)
+            if window == 0 and stop - start <= SCATTERED < length:
+                data, start = self._cache.get_span(key, start, stop), 0
+                wanted = stop - at % unit
+            else:
+                data, wanted = self._cache.get(key), length
+            if data is not None and len(data) == wanted:
+                piece = memoryview(data)[start : start + len(target)]
                 target[: len(piece)] = piece
                 return len(piece)
         return 0
@@ -202,7 +221,7 @@ class BlockReader:
                     return len(piece)
                 if transfer is None:
                     looked = True  # it may have passed between our first look and the need
-                    if count := self._from_cache(flight, at, target):
+                    if count := self._from_cache(flight, at, target, window):
                         return count
                     continue
                 if leads:

@@ -205,6 +205,10 @@ class ArchiveVFS:
         """End a handle; to be called once for each ``open``."""
         self._reader.release(handle.file)
 
+    def cached_bytes(self, node: Node) -> int:
+        """How many bytes of a file can be read without a request."""
+        return self._reader.cached_bytes(node.entry)
+
     def close(self) -> None:
         """Stop transfers, close the cache, end the archive's session. Safe to call twice; reads under way fail."""
         self._reader.close()
