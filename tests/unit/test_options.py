@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xnatfs.cli.options import OPTIONS, Settings, load_settings, parse_pairs, parse_source
+from xnatfs.cli.options import OPTIONS, Settings, default_session_dir, load_settings, parse_pairs, parse_source
 from xnatfs.config import Config, Credentials, Source
 from xnatfs.errors import UsageError
 
@@ -33,7 +33,9 @@ def test_nothing_given_gives_the_defaults_of_the_config_records() -> None:
     expected = Config(source=Source("https", "https://host"))
     built = settings.config(Source("https", "https://host"), Credentials())
     assert built == dataclasses.replace(
-        expected, cache=dataclasses.replace(expected.cache, directory=settings.cache_dir)
+        expected,
+        cache=dataclasses.replace(expected.cache, directory=settings.cache_dir),
+        http=dataclasses.replace(expected.http, session_dir=default_session_dir()),
     )
     assert set(settings.origins.values()) == {"default"}
 
