@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -51,6 +52,21 @@ class AliasToken:
     until_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says to anybody.
+
+    Attributes:
+        version: Such as "XNAT 1.8.10"; "" when it does not say.
+        answer_s: Seconds that its first answer took, connection included.
+        skew_s: Its clock minus ours, to a second; None when it does not say.
+    """
+
+    version: str
+    answer_s: float
+    skew_s: float | None
+
+
 class XnatLogin:
     """One account on one server.
 
@@ -65,6 +81,28 @@ class XnatLogin:
         self._credentials = credentials
         self._timeout = (min(CONNECT_S, timeout_s), timeout_s)
         self._new_session = new_session
+
+    def greet(self) -> ServerFacts:
+        """Ask the server what it is, without credentials.
+
+        Raises:
+            Unavailable, TimedOut
+            UnexpectedReply: a redirect to another address.
+        """
+        what = f"asking {self._base_url} for its version"
+        began_s = time.time()
+        with self._connection() as connection:
+            response = self._get(connection, Credentials(), "/xapi/siteConfig/buildInfo", what)
+        ended_s = time.time()
+        self.log_out(fresh_cookies({}, _cookies(response)))
+        if response.status_code in REDIRECTS:
+            self._refuse(response, what)
+        try:
+            sent_s: float | None = parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
+        except (TypeError, ValueError):
+            sent_s = None
+        skew_s = None if sent_s is None else sent_s + 0.5 - (began_s + ended_s) / 2
+        return ServerFacts(_version(response), ended_s - began_s, skew_s)
 
     def log_in(self) -> ServerSession:
         """One login: a new server session.
@@ -235,6 +273,13 @@ def _cookies(response: requests.Response) -> dict[str, str]:
     for line in response.raw.headers.getlist("Set-Cookie"):
         cookies.update(parse_set_cookie(line))
     return cookies
+
+
+def _version(response: requests.Response) -> str:
+    try:
+        return f"XNAT {response.json()['version']}" if response.status_code == 200 else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _epoch_s(document: Mapping[str, Any]) -> float:

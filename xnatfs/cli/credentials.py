@@ -59,7 +59,7 @@ class _SecretsFile:
 def config_for(source_text: str, settings: Settings) -> Config:
     """The whole configuration of one SOURCE: address, credentials found, settings. What every command starts with."""
     source = parse_source(source_text)
-    prompt = _ask if sys.stdin is not None and sys.stdin.isatty() else None
+    prompt = ask_password if sys.stdin is not None and sys.stdin.isatty() else None
     tokens = TokenFile(default_token_path())
     found = find_credentials(source, settings, os.environ, Path("~").expanduser(), prompt, tokens)
     if found.is_token:
@@ -240,7 +240,7 @@ def _from_keyring(source: Source, user: str | None, environ: Mapping[str, str], 
     return Credentials(found.username, found.password, "keyring")
 
 
-def _ask(text: str) -> str:
+def ask_password(text: str) -> str:
     answer: str = click.prompt(text, hide_input=True, err=True)
     return answer
 

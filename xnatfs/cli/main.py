@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("xnatfs.cli.status", "status", "Show what is mounted and how it is doing."),
     "login": ("xnatfs.cli.account", "login", "Exchange a password for a token, and keep that."),
     "logout": ("xnatfs.cli.account", "logout", "End the token of `xnatfs login`, here and on the server."),
+    "doctor": ("xnatfs.cli.doctor", "doctor", "Check what a mount needs: FUSE, cache, credentials, server."),
     "config": ("xnatfs.cli.settings", "config", "Show the options in force and where each comes from."),
 }
 
