@@ -15,7 +15,7 @@ from xnatfs.tree.listing import ListingCache
 from xnatfs.tree.vfs import ArchiveVFS
 
 if TYPE_CHECKING:
-    from xnatfs.archives.xnat import XnatArchive
+    from xnatfs.archives.xnat import XnatArchive as XnatArchive  # also for the command line, which names no archive
 
 ARCHIVES = {
     "https": "xnatfs.archives.xnat:XnatArchive",

@@ -163,8 +163,10 @@ def test_a_dead_token_gives_one_line_a_hint_and_3(server: DemoServer, home: Path
 def test_logout_of_a_server_that_is_away_forgets_the_token_and_says_that_it_lives_on(home: Path, run: Run) -> None:
     with DemoServer() as server:
         log_in(home, server)
-    done = run("logout", server.url)
+    secret = stored(home, server)["secret"]
+    done = run("logout", "-vv", server.url)
     assert done.returncode == 4
+    assert secret not in done.stderr
     assert "the token lives on at the server" in done.stderr
     assert server.url not in json.loads(token_file(home).read_text())["tokens"]
 

@@ -81,7 +81,7 @@ def test_text_names_mount_server_user_and_numbers(mount: Mount, server: DemoServ
 
 def test_failures_are_remembered_and_no_secret_shows(mount: Mount, server: DemoServer) -> None:
     server.fault("/data/projects/ODDITIES", "html", times=None)
-    with pytest.raises(OSError, match="Input.output error"):
+    with pytest.raises(OSError, match="Input/output error"):
         os.listdir(mount.path / "ODDITIES")
     said = status(mount, "--json").stdout
     [state] = json.loads(said)

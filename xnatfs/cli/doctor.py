@@ -44,7 +44,7 @@ from xnatfs.errors import (
 )
 
 if TYPE_CHECKING:
-    from xnatfs.archives.xnat import XnatArchive
+    from xnatfs.factory import XnatArchive
     from xnatfs.model import Entry
 
 OK, WARN, FAIL = "ok", "warn", "fail"

@@ -125,7 +125,9 @@ def hint_for(error: OSError, invocation: Invocation) -> str:
     if isinstance(error, AccessDenied) and origin in _NOT_LOGGED_IN:
         return hint or "you are not logged in: give --user NAME, set XNAT_USER and XNAT_PASS, or fill in ~/.netrc"
     if isinstance(error, LoginFailed):
-        return hint or _LOCKING + (f"; they came from {origin}" if origin else "")
+        if hint.startswith("run: "):
+            return hint  # it can be pasted as it is
+        return (hint or _LOCKING) + (f"; they came from {origin}" if origin else "")
     if isinstance(error, Unavailable):
         return hint or "is the address right, and does the server answer from here (network, VPN, --proxy)?"
     return hint
