@@ -246,3 +246,15 @@ def everything_below(archive: XnatArchive, *names: str) -> list[Entry]:
             elif not one.is_dir and not one.key.startswith("document:"):
                 found.append(one)
     return found
+
+
+def test_terms_of_use_are_an_error_that_says_where_to_accept_them(connect: Connect, server: DemoServer) -> None:
+    archive = connect()
+    entry = file_of(archive, *NIFTI)
+    server.switch(agreement=True)
+    for ask in (lambda: archive.children(archive.root()), lambda: read_all(archive, entry)):
+        with pytest.raises(UnexpectedReply, match="web page") as caught:
+            ask()
+        assert server.url in f"{caught.value} {caught.value.hint}"
+    server.switch(agreement=False)
+    assert read_all(archive, entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -118,3 +119,54 @@ def test_a_search_by_the_subject_of_an_experiment(interface: Any) -> None:
     assert [(r["label"], r["total"]) for r in found] == [("DEMO_001_scores", "27")]
     men = [("xnat:subjectData/GENDER_TEXT", "=", "M"), "AND"]
     assert len(interface.select("xnat:subjectVariablesData", fields).where(men)) == 0
+
+
+def test_the_tutorials_neo_ffi_query_is_answered(interface: Any) -> None:
+    fields = ["nt:scores/SUBJECT_ID", *(f"nt:scores/NEO_NEOFAC_{letter}" for letter in "AOCNE")]
+    found = interface.select("nt:scores", fields).where([("nt:scores/PROJECT", "=", "HCP_DEMO"), "AND"])
+    assert {r["subject_id"]: r["neo_neofac_a"] for r in found} == {"XNAT_S00002": "28", "XNAT_S00003": "41"}
+
+
+def test_an_alias_token_logs_in(server: DemoServer, interface: Any) -> None:
+    token = json.loads(interface.get("/data/services/tokens/issue").text)
+    with pyxnat.Interface(server=server.url, user=token["alias"], password=token["secret"]) as by_token:
+        assert "DEMO_001" in labels(by_token.select.project("DEMO").subjects())
+
+
+def test_a_site_below_a_path_is_walked(tmp_path: Path) -> None:
+    with (
+        DemoServer(context="/xnat") as server,
+        pyxnat.Interface(server=server.url, user="demo", password="demo") as interface,
+    ):
+        assert server.url.endswith("/xnat")
+        assert "DEMO_001" in labels(interface.select.project("DEMO").subjects())
+
+
+def test_a_closed_project_is_listed_and_refused(server: DemoServer) -> None:
+    with pyxnat.Interface(server=server.url, user="other", password="other") as interface:
+        assert "PROTECTED" in interface.select.projects().get()
+        assert interface.get("/data/projects/PROTECTED/subjects?format=json").status_code == 403
+        assert interface.select.project("PROTECTED").subjects().get() == []  # pyxnat takes the refusal for emptiness
+
+
+def test_both_sides_of_an_assessor_and_a_reconstruction_are_found(interface: Any) -> None:
+    session = interface.select.project("DEMO").subject("DEMO_001").experiment("DEMO_001_MR1")
+    assessor = session.assessor("DEMO_001_MR1_QC")
+    assert labels(assessor.out_resources()) == ["masks"]
+    assert labels(assessor.in_resources()) == ["inputs"]
+    assert labels(session.reconstruction("mean_bold").out_resources()) == ["NIFTI"]
+
+
+def test_an_old_server_fails_over_a_file_that_is_gone(server: DemoServer, interface: Any) -> None:
+    missing = interface.select("/project/ODDITIES/subject/ODD_1/experiment/ODD_1_MR/resource/missing")
+    assert "gone.dcm" in labels(missing.files())
+    server.switch(old_listings=True)
+    assert interface.get(f"{missing._uri}/files?format=json").status_code == 500
+    assert missing.files().get() == []  # pyxnat takes the failure for emptiness
+
+
+def test_terms_of_use_stand_before_everything_until_they_are_accepted(server: DemoServer, interface: Any) -> None:
+    server.switch(agreement=True)
+    assert "Data Use Terms" in interface.get("/data/projects?format=json").text
+    server.switch(agreement=False)
+    assert "DEMO" in interface.select.projects().get()

@@ -143,6 +143,7 @@ class DemoServer:
                 "token_life_s": 172800.0,
                 "firewall_status": 500,
                 "old_listings": False,
+                "agreement": False,
                 "unlock": True,
                 "faults": [],
             },

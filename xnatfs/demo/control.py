@@ -76,6 +76,7 @@ class Control:
             "outage": state.switches.outage,
             "firewall_status": state.switches.firewall_status,
             "old_listings": state.switches.old_listings,
+            "agreement": state.switches.agreement,
             "bandwidth": state.link.bytes_per_s,
             "guests": state.gate.guests,
             "session_timeout_s": state.gate.session_timeout_s,
@@ -89,7 +90,7 @@ class Control:
         unknown = set(wanted) - set(self._switches()) - {"expire_sessions", "add_faults", "unlock"}
         if unknown:
             raise ValueError(f"unknown switches: {sorted(unknown)}")
-        for name in ("latency_s", "range", "outage", "firewall_status", "old_listings"):
+        for name in ("latency_s", "range", "outage", "firewall_status", "old_listings", "agreement"):
             if name in wanted:
                 setattr(state.switches, name, wanted[name])
         for name in ("guests", "session_timeout_s", "max_sessions", "token_life_s"):

@@ -14,6 +14,12 @@ LOGIN_PAGE = (
 )
 
 
+AGREEMENT_PAGE = (
+    b"<!DOCTYPE html>\n<html><head><title>Data Use Terms</title></head><body>\n"
+    b"<p>Please accept the terms of use before you access these data.</p></body></html>\n"
+)
+
+
 @dataclass(slots=True)
 class Reply:
     """Status, headers and body of one answer.

@@ -17,11 +17,11 @@ from typing import cast
 from aiohttp import web
 
 from xnatfs.demo.api import Api, Question, parse_query
-from xnatfs.demo.auth import Gate, Login, Refused
+from xnatfs.demo.auth import OPEN_PATHS, Gate, Login, Refused
 from xnatfs.demo.control import Control
 from xnatfs.demo.faults import FaultList, apply
 from xnatfs.demo.records import Archive
-from xnatfs.demo.replies import LOGIN_PAGE, Reply, error, plain
+from xnatfs.demo.replies import AGREEMENT_PAGE, LOGIN_PAGE, Reply, error, plain
 from xnatfs.demo.requestlog import Record, RequestLog
 from xnatfs.demo.sending import Body, ClientGone, Cut, CutShort, Link, Sender, abort_on_close
 
@@ -41,6 +41,7 @@ class Switches:
     range: bool = False
     outage: bool = False
     firewall_status: int = 500
+    agreement: bool = False  # as ConnectomeDB: terms of use in place of everything until they are accepted
     old_listings: bool = False  # as XNAT 1.7: one file that is gone from disk makes the whole list a 500
 
 
@@ -145,6 +146,8 @@ class DemoServer:
             return self._refusal(exc), [], "", ""
         if path.startswith("/app/"):
             return plain(LOGIN_PAGE, "text/html"), self._cookies(login), login.user, login.session.id
+        if self.state.switches.agreement and not OPEN_PATHS.fullmatch(path):
+            return plain(AGREEMENT_PAGE, "text/html"), self._cookies(login), login.user, login.session.id
         body = await request.read() if request.method in ("PUT", "POST") else b""
         question = Question(request.method, path, parse_query(record.query), request.headers, body)
         reply = self._api.answer(question, login)
