@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounting import Mount, mounted
+from tests.helpers.mounting import Mount, mounted, user_environment
 from tests.helpers.server import DemoServer, Record
 
 pytestmark = pytest.mark.fuse
@@ -112,3 +113,16 @@ def test_a_session_of_2000_files_lists_in_four_requests_and_then_in_none(tmp_pat
         again = subprocess.run(["ls", "-lR", session], capture_output=True, text=True, check=True)
         assert again.stdout == done.stdout
         assert server.requests() == []
+
+
+def test_a_reader_that_goes_away_does_not_keep_the_server_busy(server: DemoServer, tmp_path: Path) -> None:
+    source = f"{server.url}#/{HUNDRED}"
+    for number in range(8):  # it happened in one of three: a full window hears nothing of a close for a minute
+        environment = user_environment(tmp_path / str(number), "demo", "demo")
+        command = f"'{sys.executable}' -m xnatfs cat '{source}' | head -c 4"
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, timeout=60, check=True)
+        assert (done.stdout, done.stderr) == (b"\x5c\x01\0\0", b"")  # 348, the length of a NIfTI-1 header
+        deadline = time.monotonic() + 3.0
+        while server.log()["in_flight"] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert server.log()["in_flight"] == 0
