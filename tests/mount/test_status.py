@@ -26,6 +26,17 @@ pytestmark = pytest.mark.fuse
 FOLDER = "DEMO/DEMO_001/DEMO_001_MR1/scans/1-T1w/DICOM"
 
 
+def record_of(mount: Mount) -> daemon.Recorded:
+    """The mount's record, which it writes a moment after it answers."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for each in daemon.recorded(os.getuid()):
+            if each.mountpoint == mount.path:
+                return each
+        time.sleep(0.02)
+    raise AssertionError(f"no record of {mount.path}")
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[DemoServer]:
     with DemoServer() as running:
@@ -137,7 +148,7 @@ def test_a_mount_that_is_stopped_is_shown_as_silent(mount: Mount) -> None:
 
 def test_the_socket_is_private_and_gone_with_the_mount(server: DemoServer, tmp_path: Path) -> None:
     with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
-        [record] = [each for each in daemon.recorded(os.getuid()) if each.mountpoint == mount.path]
+        record = record_of(mount)
         found = record.socket.stat()
         assert stat.S_ISSOCK(found.st_mode)
         assert stat.S_IMODE(found.st_mode) == 0o600
@@ -146,7 +157,7 @@ def test_the_socket_is_private_and_gone_with_the_mount(server: DemoServer, tmp_p
 
 
 def test_a_client_that_takes_no_answer_does_not_block_the_next(mount: Mount) -> None:
-    [record] = [each for each in daemon.recorded(os.getuid()) if each.mountpoint == mount.path]
+    record = record_of(mount)
     silent = []
     for _ in range(3):
         silent.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
