@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ import pytest
 
 SETTLE_S = 8.0
 """Threads get this long to end after a test: an idle transfer lets go after ``ReadConfig.idle_s``, 5 s by default."""
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started as a background job of a shell: programs under test would inherit that, and ignore Ctrl-C too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Records(logging.Handler):
