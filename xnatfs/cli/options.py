@@ -482,7 +482,10 @@ def default_session_dir() -> Path:
             return runtime / "xnatfs"
     except OSError:
         pass
-    return default_cache_dir() / "sessions"
+    import platformdirs
+
+    # Not below the cache directory: the block store counts, and may empty, all that lies there.
+    return Path(platformdirs.user_state_dir("xnatfs", appauthor=False)) / "sessions"
 
 
 # --- click ------------------------------------------------------------------------------------------------------------
