@@ -36,7 +36,7 @@ DOORS = {  # library -> the modules that may import it
     "fsspec": ("frontends.fsspec",),
     "diskcache": ("blocks.disk",),
     "pyxnat": ("archives.xnat", "archives.xnat_login"),
-    "requests": ("archives.http", "archives.xnat_login"),
+    "requests": ("archives.http", "archives.http_errors", "archives.xnat_login"),
     "aiohttp": ("demo",),
     "click": ("cli",),
 }

@@ -1,27 +1,23 @@
-"""HTTP as an archive needs it: timeouts, retries, one login for all threads, reply checks, error translation.
+"""HTTP as an archive needs it: connections, timeouts, retries, redirects, doubtful replies.
 
-Knows nothing of XNAT's paths or documents: ``xnat.py`` brings the login and the meaning. Safe to call from any thread;
-a ``requests.Session`` is lent to one request at a time, so there are never more connections than leases.
+Knows nothing of XNAT's paths or documents: ``xnat.py`` brings the meaning, ``account.py`` the session. Safe to call
+from any thread; a ``requests.Session`` is lent to one request at a time, so there are never more connections than leases.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import logging
-import random
 import socket
 import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from http.client import HTTPException
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -31,14 +27,21 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
-from xnatfs.archives.session import ServerSession, SharedSession
-from xnatfs.config import Credentials, HttpConfig
+from xnatfs.archives.account import Account
+from xnatfs.archives.http_errors import (
+    TRANSPORT_ERRORS,
+    PageReply,
+    Unreachable,
+    raise_for_status,
+    raise_translated,
+    retry_after_s,
+)
+from xnatfs.config import HttpConfig
 from xnatfs.errors import (
     AccessDenied,
     ArchiveError,
     LoginFailed,
     NotFound,
-    StaleContent,
     TimedOut,
     Unavailable,
     UnexpectedReply,
@@ -49,9 +52,6 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 """Seconds for a TCP and TLS handshake: a host that takes longer is as good as away."""
-
-BACKOFF_S = 0.25
-"""Seconds before the first retry; doubles each time, with a jitter of half to one and a half."""
 
 MAX_DOCUMENT = 1 << 30
 """Bytes of one listing at most: a million files take about 300 MB of JSON."""
@@ -72,217 +72,9 @@ WIDEN_AFTER = 512 * 1024
 SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14 and later: 0 takes back that the buffer size was set by hand. Python has no name."""
 
-EXPIRY_MARGIN = 0.1
-"""Part of a session's life at its end in which it is renewed before use rather than risked."""
-
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-TRIES_OF_500 = 3
-"""A 500 is more often a fault of what was asked for than of the moment: do not spend all retries on it."""
-
-TEMPORARY_STATUS = frozenset({429, 500, 502, 503, 504})
-
-TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, UnicodeError)
-"""What requests, urllib3, http.client and ssl raise when a request fails."""
-
 T = TypeVar("T")
-
-Login = Callable[[], ServerSession]
-"""Logs in once. Raises LoginFailed when the server says 401."""
-
-LEAVE_S = 1.0
-"""Seconds to wait for the session file at unmount, or with an answer in hand. Without it a session ends by itself."""
-
-SESSION_COOKIE = "JSESSIONID"
-EXPIRY_COOKIE = "SESSION_EXPIRATION_TIME"
-
-
-class Account:
-    """One server session and one set of credentials for every thread, and through ``shared`` for every process.
-
-    The session is renewed once, by one thread, before it is known to have expired or when the server has refused it;
-    the others wait for that. A refused password is final: accounts lock after a number of failures.
-    """
-
-    def __init__(
-        self,
-        credentials: Credentials,
-        login: Login,
-        timeout_s: float,
-        shared: SharedSession | None = None,
-        stats: Stats | None = None,
-    ) -> None:
-        self._login = login
-        self._timeout_s = timeout_s
-        self._shared = shared
-        self._stats = stats or Stats()
-        self._cond = threading.Condition(threading.Lock())
-        self._session: ServerSession | None = None  # guarded by _cond, like all below
-        self._dead: Mapping[str, str] = {}  # cookies that the server has refused
-        self._generation = 0
-        self._expires = 0.0  # monotonic
-        self._renewing = False
-        self._refused: LoginFailed | None = None
-        self._authorization: str | None = None
-        self.user = credentials.user
-        if credentials.user is not None:
-            pair = f"{credentials.user}:{credentials.secret or ''}".encode()
-            self._authorization = "Basic " + base64.b64encode(pair).decode("ascii")
-
-    @property
-    def named(self) -> bool:
-        """False for a guest."""
-        return self._authorization is not None
-
-    def headers(self, with_credentials: bool = False) -> tuple[dict[str, str], int]:
-        """What to send along, and the generation of the session it belongs to. Logs in first where that is due."""
-        deadline = time.monotonic() + 2 * self._timeout_s
-        while True:
-            with self._cond:
-                if self._refused is not None:
-                    raise LoginFailed(str(self._refused), self._refused.hint) from self._refused
-                if self._session is not None and time.monotonic() < self._expires:
-                    return self._sent(self._session, with_credentials), self._generation
-                leads = not self._renewing
-                if leads:
-                    self._renewing = True
-                elif not self._cond.wait(deadline - time.monotonic()):
-                    raise TimedOut("the login to the archive takes too long")
-            if leads:
-                self._renew()
-
-    def _sent(self, session: ServerSession, with_credentials: bool) -> dict[str, str]:
-        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in session.cookies.items())}
-        # On a site open to guests a forgotten session is not refused: it silently makes a guest of its owner. With
-        # the credentials beside it the server logs in again by itself (XnatBasicAuthenticationFilter). On a closed
-        # site they stay at home: there each request under way would log in by itself, where a 401 leads to one login.
-        if self._authorization is not None and (with_credentials or session.open_site):
-            headers["Authorization"] = self._authorization
-        return headers
-
-    def _renew(self) -> None:
-        session: ServerSession | None = None
-        refused: LoginFailed | None = None
-        try:
-            session = self._obtain()
-        except LoginFailed as error:
-            refused = error
-            raise
-        finally:
-            with self._cond:
-                self._renewing = False
-                self._refused = refused
-                if session is not None:
-                    self._adopt(session)
-                self._cond.notify_all()
-
-    def _obtain(self) -> ServerSession:
-        """The session that another process has made, or else a new one."""
-        if self._shared is None:
-            return self._logged_in()
-        with self._shared.alone(self._timeout_s) as alone:
-            if alone:
-                found = self._shared.read()
-                if found is not None and found.left_s > found.life_s * EXPIRY_MARGIN and found.cookies != self._dead:
-                    return found
-            session = self._logged_in()
-            if alone:
-                self._shared.write(session)
-            return session
-
-    def _logged_in(self) -> ServerSession:
-        self._stats.logins += 1
-        return self._login()
-
-    def _adopt(self, session: ServerSession) -> None:
-        """Under the condition."""
-        self._session = session
-        self._generation += 1
-        self._slide(session, session.left_s)
-        self._stats.session_since_s = session.since_s
-
-    def _slide(self, session: ServerSession, left_s: float) -> None:
-        """Under the condition."""
-        self._expires = time.monotonic() + max(0.0, left_s - session.life_s * EXPIRY_MARGIN)
-        self._stats.session_until_s = time.time() + left_s if session.life_s else 0.0
-
-    def note(self, cookies: Mapping[str, str], generation: int, with_credentials: bool) -> bool:
-        """Take in the cookies of an answer; False when it was given to a guest in our place.
-
-        Another session than the one we sent means that the server has forgotten ours. Where the credentials went
-        along it is ours all the same, and is used from here on.
-        """
-        if not cookies:
-            return True
-        with self._cond:
-            session = self._session
-            if session is None or generation != self._generation:
-                return not self._is_foreign(cookies, None) or with_credentials or not self.named
-            foreign = self._is_foreign(cookies, session)
-            if foreign and self.named and not with_credentials:
-                return False
-            life_s = session_life_s(cookies.get(EXPIRY_COOKIE, "")) or session.life_s
-            if not foreign:
-                self._slide(session, life_s or float("inf"))
-            else:
-                now = time.time()
-                # A server that answers fresh cookies with others wants the credentials each time.
-                session = replace(session, cookies=fresh_cookies(session.cookies, cookies), used_s=now, open_site=True)
-                self._adopt(session)
-        if self._shared is not None:
-            if foreign:
-                self._share(session)
-            else:
-                self._shared.touch(life_s)
-        return True
-
-    def _is_foreign(self, cookies: Mapping[str, str], session: ServerSession | None) -> bool:
-        """Whether an answer names another session than ours."""
-        theirs = cookies.get(SESSION_COOKIE)
-        return theirs is not None and (session is None or theirs != session.cookies.get(SESSION_COOKIE))
-
-    def _share(self, session: ServerSession) -> None:
-        assert self._shared is not None
-        with self._shared.alone(LEAVE_S) as alone:
-            if alone:
-                self._shared.write(session)
-
-    def expire(self, generation: int) -> None:
-        """The server no longer knows the session of that generation: the next request renews it."""
-        with self._cond:
-            if generation == self._generation and self._session is not None:
-                self._dead = self._session.cookies
-                self._session = None
-
-    def refuse(self, error: LoginFailed) -> None:
-        """A fresh session was refused too: final until the user acts."""
-        log.error("%s; nothing more is asked of the archive until this is mounted again", error)
-        with self._cond:
-            self._refused = error
-
-    def leave(self) -> Mapping[str, str]:
-        """Forget the session; its cookies, when it is ours to end: nobody else uses it."""
-        with self._cond:
-            session, self._session = self._session, None
-        if self._shared is None or not self._shared.joined:
-            return session.cookies if session is not None else {}
-        with self._shared.alone(LEAVE_S) as alone:
-            last = self._shared.leave() if alone else None
-        return last.cookies if last is not None and last.left_s > 0 else {}
-
-
-def fresh_cookies(held: Mapping[str, str], answered: Mapping[str, str]) -> dict[str, str]:
-    """The cookies to send from here on. The expiry is for us, and changes with every answer."""
-    return {name: value for name, value in {**held, **answered}.items() if name != EXPIRY_COOKIE}
-
-
-def session_life_s(text: str) -> float:
-    """Seconds of life in ``"<now ms>,<timeout ms>"`` as XNAT sends it; 0 when it does not say."""
-    parts = text.strip('"').replace("%2C", ",").split(",")
-    try:
-        return max(0.0, int(parts[1]) / 1000) if len(parts) == 2 else 0.0
-    except ValueError:
-        return 0.0
 
 
 class Reply:
@@ -620,7 +412,7 @@ class HttpClient:
                 return call()
             except ArchiveError as error:
                 attempt += 1
-                wait_s = _retry_after(error, attempt)
+                wait_s = retry_after_s(error, attempt)
                 if wait_s is None or attempt > self._config.retries or time.monotonic() + wait_s > deadline:
                     if not isinstance(error, NotFound):
                         self.stats.failed(f"{error}")
@@ -710,121 +502,13 @@ def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
             context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     except OSError as error:  # ssl.SSLError is one
         what = f"{ca_bundle or DEFAULT_CA_BUNDLE_PATH}: not a file of certificates (PEM)"
-        raise _Refused(what, "check --ca-bundle") from error
+        raise Unreachable(what, "check --ca-bundle") from error
     return context
 
 
 class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]  # untyped re-export
     def set_ok(self, cookie: object, request: object) -> bool:
         return False
-
-
-class PageReply(UnexpectedReply):
-    """A web page in place of data: a login page, terms of use, or "down for maintenance", with status 200."""
-
-    generation = 0  # of the session that got it
-
-
-class ServerFailed(Unavailable):
-    """A status that may be better next time, with the server's own wish for when."""
-
-    def __init__(self, message: str, hint: str = "", status: int = 0, retry_after_s: float | None = None) -> None:
-        super().__init__(message, hint)
-        self.status = status
-        self.retry_after_s = retry_after_s
-
-
-class _Refused(Unavailable):
-    """Nobody listens there: away for longer than a retry, so the answer is given at once."""
-
-
-def _retry_after(error: ArchiveError, attempt: int) -> float | None:
-    """Seconds to wait before the next try, or None when another try is of no use. The one place that decides that."""
-    if isinstance(error, _Refused | TimedOut) or not isinstance(error, Unavailable):
-        return None
-    if isinstance(error, ServerFailed):
-        if error.status == 500 and attempt >= TRIES_OF_500:
-            return None
-        if error.retry_after_s is not None:
-            return error.retry_after_s
-    return float(BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
-
-
-def raise_for_status(status: int, headers: Mapping[str, str], what: str) -> NoReturn:
-    """The error that a status other than 200 and 206 stands for."""
-    if status in (404, 410):
-        raise NotFound(f"{what}: the archive has no such thing, or this account may not see it")
-    if status == 403:
-        raise AccessDenied(f"{what}: closed to this account")
-    if status in TEMPORARY_STATUS:
-        seconds = headers.get("Retry-After", "")
-        retry_after_s = float(seconds) if seconds.isdigit() else None
-        raise ServerFailed(f"{what}: the server answers {status}", status=status, retry_after_s=retry_after_s)
-    if status == 416:
-        raise StaleContent(f"{what}: the file has become shorter")
-    raise UnexpectedReply(f"{what}: the server answers {status}")
-
-
-def raise_translated(error: Exception, what: str) -> NoReturn:
-    """One table from what requests and urllib3 raise to our errors; the cause is kept."""
-    if isinstance(error, ArchiveError):
-        raise error
-    chain: list[BaseException] = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
-        chain.append(inner)
-    if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
-        why, hint = _tls_words(str(error))
-        raise _Refused(f"{what}: {why}", hint) from error
-    if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
-        raise TimedOut(f"{what}: no answer in time") from error
-    if isinstance(error, requests.exceptions.ProxyError):
-        raise _Refused(f"{what}: the proxy failed: {_short(error)}", "check --proxy") from error
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-        raise _Refused(f"{what}: not an address that can be asked: {_short(error)}") from error
-    if any(isinstance(one, urllib3.exceptions.NameResolutionError) for one in chain):
-        raise _Refused(f"{what}: unknown host", "check the spelling, the network, the VPN") from error
-    if any(isinstance(one, ConnectionRefusedError | urllib3.exceptions.NewConnectionError) for one in chain):
-        raise _Refused(f"{what}: nobody answers there", "check the address and the port") from error
-    raise Unavailable(f"{what}: the connection broke: {_short(error)}") from error
-
-
-_TLS_WORDS = (
-    ("hostname mismatch", "the server's certificate is for another host", "check the address"),
-    ("doesn't match", "the server's certificate is for another host", "check the address"),
-    ("not valid for", "the server's certificate is for another host", "check the address"),
-    (
-        "certificate has expired",
-        "the server's certificate has expired",
-        "tell the site; is this machine's clock right?",
-    ),
-    ("not yet valid", "the server's certificate is not valid yet", "is this machine's clock right?"),
-    ("self-signed", "nobody known has signed the server's certificate", "name its authority: --ca-bundle FILE"),
-    ("self signed", "nobody known has signed the server's certificate", "name its authority: --ca-bundle FILE"),
-    ("local issuer", "nobody known has signed the server's certificate", "name its authority: --ca-bundle FILE"),
-    ("wrong_version_number", "what answers there does not speak TLS", "is it http:// rather than https://?"),
-    ("wrong version number", "what answers there does not speak TLS", "is it http:// rather than https://?"),
-    ("http_request", "what answers there does not speak TLS", "is it http:// rather than https://?"),
-    ("record layer failure", "what answers there does not speak TLS", "is it http:// rather than https://?"),
-    ("unsupported_protocol", "the server speaks only an old TLS", "tell the site"),
-)
-"""What OpenSSL says -> what it means, and what to do."""
-
-
-def _tls_words(said: str) -> tuple[str, str]:
-    for words, why, hint in _TLS_WORDS:
-        if words in said.lower():
-            return why, hint
-    return f"TLS failed: {said.rsplit(': ', 1)[-1].strip('()')[:200]}", "does a browser get through from here?"
-
-
-def _short(error: Exception) -> str:
-    """The innermost reason, in few words: the outer ones repeat the whole URL with its query."""
-    reason: Any = error
-    while (inner := getattr(reason, "reason", None) or (reason.args[0] if getattr(reason, "args", ()) else None)) and (
-        isinstance(inner, Exception)
-    ):
-        reason = inner
-    return str(reason).rsplit(": ", 1)[-1][:200]
 
 
 def content_length(reply: Reply) -> int | None:

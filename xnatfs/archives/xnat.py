@@ -18,15 +18,10 @@ from urllib.parse import quote
 
 from pyxnat.core.search import build_search_document
 
+from xnatfs.archives.account import Account
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import (
-    Account,
-    HttpClient,
-    PageReply,
-    Reply,
-    ServerFailed,
-    content_length,
-)
+from xnatfs.archives.http import HttpClient, Reply, content_length
+from xnatfs.archives.http_errors import PageReply, ServerFailed
 from xnatfs.archives.session import ServerSession, SharedSession
 from xnatfs.archives.xnat_documents import (
     EXPERIMENT_COLUMNS,

@@ -18,17 +18,9 @@ import pyxnat
 import requests
 from requests.auth import HTTPBasicAuth
 
-from xnatfs.archives.http import (
-    CONNECT_S,
-    EXPIRY_COOKIE,
-    REDIRECTS,
-    SESSION_COOKIE,
-    fresh_cookies,
-    parse_set_cookie,
-    raise_for_status,
-    raise_translated,
-    session_life_s,
-)
+from xnatfs.archives.account import EXPIRY_COOKIE, SESSION_COOKIE, fresh_cookies, session_life_s
+from xnatfs.archives.http import CONNECT_S, REDIRECTS, parse_set_cookie
+from xnatfs.archives.http_errors import raise_for_status, raise_translated
 from xnatfs.archives.session import ServerSession
 from xnatfs.config import Credentials
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, Unavailable, UnexpectedReply
