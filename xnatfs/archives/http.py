@@ -1,7 +1,7 @@
 """HTTP as an archive needs it: connections, timeouts, retries, redirects, doubtful replies.
 
 Knows nothing of XNAT's paths or documents: ``xnat.py`` brings the meaning, ``account.py`` the session. Safe to call
-from any thread; a ``requests.Session`` is lent to one request at a time, so there are never more connections than leases.
+from any thread; a ``requests.Session`` is lent to one request at a time: never more connections than leases.
 """
 
 from __future__ import annotations
