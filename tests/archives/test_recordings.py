@@ -21,6 +21,7 @@ from xnatfs.archives.xnat_tables import (
     site_listing,
 )
 from xnatfs.config import TreeConfig
+from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry, Listing
 from xnatfs.tree.names import assign_aliases, assign_names
 
@@ -85,6 +86,15 @@ def test_a_subject_that_another_project_owns_is_listed_here() -> None:
     [guest] = [row for row in rows if row["project"] != "ITCRdemo"]
     listing, _ = project_listing("ITCRdemo", rows, [], TREE)
     assert guest["label"] in shown(listing, "/data/projects/ITCRdemo")
+
+
+def test_a_table_without_a_needed_column_is_an_error_and_not_an_empty_project() -> None:
+    rows = table(OHIF / "projects_TEST_Viewer_subjects_XNAT_JPETTS_S00032_experiments.json")
+    assert rows
+    with pytest.raises(UnexpectedReply, match="subject_id"):
+        project_listing("TEST_Viewer", [], rows, TREE)
+    with pytest.raises(UnexpectedReply, match="'id'"):
+        site_listing([Row({"name": "a project of another table"})], TREE)
 
 
 def test_assessors_are_found_by_label_and_id() -> None:

@@ -24,6 +24,7 @@ from xnatfs.archives.xnat_documents import (
     unmade,
 )
 from xnatfs.config import TreeConfig
+from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry, Listing
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,19 @@ class Row(dict[str, str]):
     def __init__(self, sent: Mapping[str, object]) -> None:
         super().__init__({key.lower(): "" if value is None else str(value) for key, value in sent.items()})
         self.sent = sent
+
+
+def required(row: Row, column: str) -> str:
+    """A cell without which an item cannot be shown.
+
+    Raises:
+        UnexpectedReply: the table lacks the column: leaving its rows out would show an empty directory.
+    """
+    if column not in row:
+        raise UnexpectedReply(
+            f"a listing without the column {column!r}", "is this an XNAT server of version 1.7 or later?"
+        )
+    return row[column]
 
 
 def listing_id(kind: str, **fields: str) -> str:
@@ -90,7 +104,7 @@ def site_listing(projects: Iterable[Row], config: TreeConfig) -> tuple[Listing, 
     listing = _Listing(SITE)
     entries = []
     for row in projects:
-        project = row.get("id", "")
+        project = required(row, "id")
         if not project or (config.projects and project not in config.projects):
             continue
         key = f"/data/projects/{project}"
@@ -122,13 +136,14 @@ def project_listing(
     by_subject: dict[str, list[Entry]] = {}
     labels: dict[str, Row] = {}
     for row in subjects:
-        if subject := row.get("id", ""):
+        if subject := required(row, "id"):
             labels[subject] = row
             by_subject[subject] = []
     listed = set(by_subject)
     for row in experiments:
-        subject = row.get("subject_id", "")
-        if not row.get("id") or not subject:
+        subject = required(row, "subject_id")
+        if not required(row, "id") or not subject:
+            log.warning("an experiment of %s that names no ID or no subject is left out", project)
             continue
         labels.setdefault(subject, Row({"ID": subject, "label": row.get("subject_label", "")}))
         by_subject.setdefault(subject, []).append(_experiment(listing, project, row, config))
@@ -395,7 +410,10 @@ def inputs_listing(identifier: str, mtime_ns: int, files: Iterable[Row], config:
     listing = _Listing(identifier)
     top = _Folder("in", f"{owner}/in")
     rows = list(files)
-    folders = {row["cat_id"]: _resource(top, row["cat_id"], row.get("collection", ""), config) for row in rows}
+    folders: dict[str, _Folder | None] = {}
+    for row in rows:
+        resource = row.get("cat_id") or row.get("uri", "").partition("/files/")[0].rsplit("/", 1)[-1]
+        folders[resource] = _resource(top, resource, row.get("collection", ""), config)
     _place_files(top, folders, rows, mtime_ns, config)
     top.flatten(listing, mtime_ns)
     return listing.finished()[0]
