@@ -322,7 +322,9 @@ def test_a_plain_directory_index_leads_to_the_same_bytes(
     assert http.get(f"{server.url}/index/DEMO/DEMO_001_MR1/3/BIDS/events/run-1/events.tsv").text.startswith("onset")
     got = http.get(f"{server.url}/index/DEMO/DEMO_001_MR1/1/DICOM/T1w-0007.dcm").content
     assert hashlib.md5(got).hexdigest() == row["md5"]
+    assert http.get(f"{server.url}/index/DEMO/DEMO_001_MR1/3/BIDS").content == page.content  # led there, as elsewhere
     assert http.get(f"{server.url}/index/PRIVATE/").status_code == 404
+    assert http.get(f"{server.url}/index/PRIVATE").status_code == 404
 
 
 @pytest.mark.tools

@@ -90,8 +90,7 @@ class Api:
         if path.startswith("/xapi/"):
             return self._xapi(path, login)
         if path.startswith(index.PREFIX):
-            found = index.look_up(self.archive, login.user, path)
-            return plain(found, "text/html") if isinstance(found, bytes) else _file_reply(question, *found)
+            return self._index(question, login, path)
         below = data_path(path)
         if below is None:
             raise NotFound("The server has not found anything matching the request URI.")
@@ -106,6 +105,16 @@ class Api:
         if question.method not in ("GET", "HEAD"):
             return error(403, "The sample archive is read-only.")
         return self._records(question, below, login)
+
+    def _index(self, question: Question, login: Login, path: str) -> Reply:
+        try:
+            found = index.look_up(self.archive, login.user, path)
+        except NotFound:
+            if path.endswith("/"):
+                raise
+            index.look_up(self.archive, login.user, path + "/")  # raises where there is no such directory either
+            return Reply(301, {"Location": path.rpartition("/")[2] + "/"})  # as web servers do
+        return plain(found, "text/html") if isinstance(found, bytes) else _file_reply(question, *found)
 
     # -- services -----------------------------------------------------------------------------------------------------
 
