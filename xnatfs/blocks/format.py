@@ -36,6 +36,8 @@ LARGEST_FILE = 1 << 30
 
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{1,15})-([0-9a-f]{1,15})")
 
+_FILENAME = re.compile(r"([0-9a-f]{2})/([0-9a-f]{30})-([0-9a-f]{1,15})-([0-9a-f]{1,15})")
+
 # Magic and format version, content hash, number, unit, length, then CHUNKS checksums and the checksum of all that.
 _FIELDS = struct.Struct(f"<8s16sQQQ{CHUNKS}Q")
 SUM = struct.Struct("<Q")
@@ -85,9 +87,24 @@ def place_of_name(name: object) -> Place | None:
     return _place(match[1], int(match[2], 16), int(match[3], 16)) if match else None
 
 
+def places_in(filename: str, size: int) -> list[Place]:
+    """Every place in a block file of this size; none when no block file is called so."""
+    match = _FILENAME.fullmatch(filename)
+    if match is None:
+        return []
+    tag, unit, file = match[1] + match[2], int(match[3], 16), int(match[4], 16)
+    slots = _slots(unit)
+    used = -(-size // on_disk(unit))
+    return [_place(tag, unit, file * slots + slot) for slot in range(min(slots, used))]
+
+
+def _slots(unit: int) -> int:
+    return max(1, min(BLOCKS_IN_FILE, LARGEST_FILE // on_disk(unit)))
+
+
 def _place(tag: str, unit: int, number: int) -> Place:
     length = on_disk(unit)
-    file, slot = divmod(number, max(1, min(BLOCKS_IN_FILE, LARGEST_FILE // length)))
+    file, slot = divmod(number, _slots(unit))
     return Place(f"{tag}-{unit:x}-{number:x}", f"{tag[:2]}/{tag[2:]}-{unit:x}-{file:x}", slot * length, length)
 
 
@@ -109,12 +126,12 @@ def header_of(key: BlockKey, data: bytes) -> bytes:
     return fields + SUM.pack(xxh3_64_intdigest(fields))
 
 
-def _checked_header(raw: bytes, key: BlockKey) -> tuple[int, list[int]]:
+def _checked_header(raw: bytes, tag: str, number: int, unit: int) -> tuple[int, list[int]]:
     """The block's length and its checksums, if ``raw`` is the header of this very block."""
     if len(raw) != HEADER_BYTES or xxh3_64_intdigest(raw[: _FIELDS.size]) != SUM.unpack_from(raw, _FIELDS.size)[0]:
         raise Damaged("its header is damaged")
-    magic, tag, number, unit, length, *sums = _FIELDS.unpack_from(raw)
-    if magic != _MAGIC or (tag.hex(), number, unit) != (tag_of(key.content), key.number, key.unit) or length > unit:
+    magic, found_tag, found_number, found_unit, length, *sums = _FIELDS.unpack_from(raw)
+    if magic != _MAGIC or (found_tag.hex(), found_number, found_unit) != (tag, number, unit) or length > unit:
         raise Damaged("it holds another block")
     return length, sums
 
@@ -134,22 +151,42 @@ def read_span(fd: int, place: Place, key: BlockKey, start: int, stop: int) -> by
     header = os.pread(fd, HEADER_BYTES, place.offset)
     if header == bytes(len(header)):
         return None
-    length, sums = _checked_header(header, key)
+    length, sums = _checked_header(header, tag_of(key.content), key.number, key.unit)
     stop = min(stop, length)
     if start >= stop:
         return b""
     chunk = _chunk_bytes(key.unit)
-    first = start // chunk
-    begin, end = first * chunk, min(length, -(-stop // chunk) * chunk)
+    begin, end = start // chunk * chunk, min(length, -(-stop // chunk) * chunk)
+    data = _verified(fd, place, chunk, sums, begin, end)
+    return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
+
+
+def check(fd: int, place: Place) -> int | None:
+    """Read and verify the whole block that ``place.name`` names; its bytes, or None where there is none.
+
+    Raises:
+        Damaged: something else stands there.
+    """
+    tag, unit, number = place.name.split("-")
+    header = os.pread(fd, HEADER_BYTES, place.offset)
+    if header == bytes(len(header)):
+        return None
+    length, sums = _checked_header(header, tag, int(number, 16), int(unit, 16))
+    _verified(fd, place, _chunk_bytes(int(unit, 16)), sums, 0, length)
+    return length
+
+
+def _verified(fd: int, place: Place, chunk: int, sums: list[int], begin: int, end: int) -> bytes:
+    """Bytes [begin, end) of a block, both at the edge of a chunk or the block's end."""
     # os.pread makes bytes of exactly this size and reads into them: no second copy.
     data = os.pread(fd, end - begin, place.offset + HEADER_BYTES + begin)
     if len(data) != end - begin:
         raise Damaged("it is cut short")
     view = memoryview(data)
-    for index, at in enumerate(range(0, len(data), chunk), first):
+    for index, at in enumerate(range(0, len(data), chunk), begin // chunk):
         if xxh3_64_intdigest(view[at : at + chunk]) != sums[index]:
             raise Damaged("its bytes do not match their checksum")
-    return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
+    return data
 
 
 def write(fd: int, place: Place, key: BlockKey, data: bytes) -> None:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "stat": ("xnatfs.cli.inspect", "stat", "Show what is known of files and directories."),
     "cat": ("xnatfs.cli.inspect", "cat", "Write files of an archive to standard output."),
     "status": ("xnatfs.cli.status", "status", "Show what is mounted and how it is doing."),
+    "cache": ("xnatfs.cli.cache", "cache", "Look after the block cache on disk."),
     "login": ("xnatfs.cli.account", "login", "Exchange a password for a token, and keep that."),
     "logout": ("xnatfs.cli.account", "logout", "End the token of `xnatfs login`, here and on the server."),
     "doctor": ("xnatfs.cli.doctor", "doctor", "Check what a mount needs: FUSE, cache, credentials, server."),

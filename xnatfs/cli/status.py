@@ -16,11 +16,10 @@ from typing import Any
 import click
 
 from xnatfs.cli import daemon
+from xnatfs.cli.text import size_text, span_text
 from xnatfs.config import Config
 from xnatfs.errors import XnatfsError
 from xnatfs.stats import Stats
-
-_UNITS = ((1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"))
 
 
 @click.command()
@@ -121,22 +120,22 @@ def _lines(state: dict[str, Any]) -> list[str]:
         return [f"{head}  DEAD: its process ({state['pid']}) is gone", f"  run: xnatfs umount {state['mountpoint']}"]
     if state["state"] == "silent":
         return [f"{head}  its process ({state['pid']}) does not say how it is: {state['why']}"]
-    lines = [head, f"  {_who(state)}; mounted for {_span(state['up_s'])} by process {state['pid']}"]
+    lines = [head, f"  {_who(state)}; mounted for {span_text(state['up_s'])} by process {state['pid']}"]
     if state["session_age_s"] is not None:
         left = state["session_left_s"]
-        ends = "" if left is None else f", ends in {_span(left)} unless used" if left > 0 else ", over"
-        lines.append(f"  session {_span(state['session_age_s'])} old{ends}")
+        ends = "" if left is None else f", ends in {span_text(left)} unless used" if left > 0 else ", over"
+        lines.append(f"  session {span_text(state['session_age_s'])} old{ends}")
     lines.append(
         f"  {state['requests']} requests, {state['retries']} of them again, {state['logins']} logins; "
-        f"{state['in_flight']} under way; {_size(state['received_bytes'])} received"
+        f"{state['in_flight']} under way; {size_text(state['received_bytes'])} received"
     )
     share = "" if state["hit_rate"] is None else f", {state['hit_rate']:.0%} from the cache"
-    lines.append(f"  {_size(state['read_bytes'])} read{share}")
+    lines.append(f"  {size_text(state['read_bytes'])} read{share}")
     if state["cache_directory"] is not None and state["cache_bytes"] is not None:
-        used, limit = _size(state["cache_bytes"]), _size(state["cache_limit_bytes"])
+        used, limit = size_text(state["cache_bytes"]), size_text(state["cache_limit_bytes"])
         lines.append(f"  cache: {used} of {limit} in {state['cache_directory']}")
     for error in state["errors"][-3:]:
-        lines.append(f"  {_span(time.time() - error['at_s'])} ago: {error['message']}")
+        lines.append(f"  {span_text(time.time() - error['at_s'])} ago: {error['message']}")
     return lines
 
 
@@ -148,17 +147,3 @@ def _who(state: dict[str, Any]) -> str:
     if state["user"] is None:
         return "as a guest" if state["credentials"] in ("anonymous", "--anonymous") else f"by {state['credentials']}"
     return f"as {state['user']} ({state['credentials']})"
-
-
-def _span(seconds: float) -> str:
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{int(seconds / unit)} {name}"
-    return f"{max(0, int(seconds))} s"
-
-
-def _size(count: int) -> str:
-    for unit, name in _UNITS:
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"
