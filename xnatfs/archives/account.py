@@ -206,6 +206,23 @@ class Account:
         return last.cookies if last is not None and last.left_s > 0 else {}
 
 
+class Guest(Account):
+    """Nobody in particular: no login, no session, no cookies; for archives that know none."""
+
+    def __init__(self) -> None:
+        super().__init__(Credentials(), _no_login, 0.0)
+
+    def headers(self, with_credentials: bool = False) -> tuple[dict[str, str], int]:
+        return {}, 0
+
+    def note(self, cookies: Mapping[str, str], generation: int, with_credentials: bool) -> bool:
+        return True
+
+
+def _no_login() -> ServerSession:
+    raise AssertionError("a guest does not log in")
+
+
 def fresh_cookies(held: Mapping[str, str], answered: Mapping[str, str]) -> dict[str, str]:
     """The cookies to send from here on. The expiry is for us, and changes with every answer."""
     return {name: value for name, value in {**held, **answered}.items() if name != EXPIRY_COOKIE}

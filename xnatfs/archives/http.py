@@ -30,6 +30,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 from xnatfs.archives.account import Account
 from xnatfs.archives.http_errors import (
     TRANSPORT_ERRORS,
+    OddStatus,
     PageReply,
     Unreachable,
     raise_for_status,
@@ -74,6 +75,9 @@ SO_BUF_LOCK = 72
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+MAX_HOPS = 4
+"""Redirects in a row where an archive hands out other hosts' addresses: OSF takes two."""
+
 T = TypeVar("T")
 
 
@@ -102,7 +106,7 @@ class Reply:
         try:
             piece = self.raw.read1(size, decode_content=False)
         except Exception as error:  # noqa: BLE001  # urllib3, ssl and http.client raise from many families
-            raise_translated(error, f"reading {_path(self.url)}")
+            raise_translated(error, f"reading {path_of(self.url)}")
         self._client.stats.received_bytes += len(piece)
         if self._until_wide > 0:
             self._until_wide -= len(piece)
@@ -149,6 +153,8 @@ class HttpClient:
     Args:
         who_path: What answers a GET with the name of who is logged in; "" when nothing does.
         data_paths: Beginnings of the paths that a redirect may lead to; others are pages for people.
+        wander: Follow redirects to other origins, a few in a row and never from https to http: for archives that
+            hand out signed addresses of a store. Only for guests, who have nothing to lose on the way.
     """
 
     def __init__(
@@ -160,7 +166,10 @@ class HttpClient:
         stats: Stats | None = None,
         who_path: str = "",
         data_paths: tuple[str, ...] = ("/",),
+        wander: bool = False,
     ) -> None:
+        assert not (wander and account.named)
+        self._wander = wander
         self.stats = stats or Stats()
         self.stats.gauges["in_flight"] = lambda: self._lent
         self._who_path = who_path
@@ -198,13 +207,29 @@ class HttpClient:
         except UnicodeDecodeError:
             return data.decode("latin-1")
 
-    def get_bytes(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+    def get_bytes(
+        self, path: str, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """A document as it was sent, whole; never an HTML page."""
-        return self._whole(f"GET {path}", lambda: self._send("GET", path, params, {}))
+        return self._whole(f"GET {path_of(path)}", lambda: self._send("GET", path, params, headers or {}))
 
-    def post_search(self, path: str, params: Mapping[str, str], document: bytes) -> bytes:
+    def get_page(self, path: str) -> tuple[str, str]:
+        """A document that is meant to be HTML, and the address it came from, behind redirects."""
+
+        def read() -> tuple[str, str]:
+            reply = self._send("GET", path, None, {})
+            try:
+                return self._document(reply, f"GET {path}", page=True).decode("utf-8", "replace"), reply.url
+            finally:
+                reply.close()
+
+        return self._retrying(read, f"GET {path}")
+
+    def post_search(
+        self, path: str, params: Mapping[str, str], document: bytes, content_type: str = "text/xml"
+    ) -> bytes:
         """The answer to a search, whole. A POST because the question is a document: it changes nothing."""
-        headers = {"Content-Type": "text/xml"}
+        headers = {"Content-Type": content_type}
         return self._whole(f"POST {path}", lambda: self._send("POST", path, params, headers, document))
 
     def _whole(self, what: str, send: Callable[[], Reply]) -> bytes:
@@ -248,7 +273,7 @@ class HttpClient:
         finally:
             reply.close()
 
-    def _document(self, reply: Reply, what: str) -> bytes:
+    def _document(self, reply: Reply, what: str, page: bool = False) -> bytes:
         if reply.status != 200:
             raise UnexpectedReply(f"{what}: status {reply.status}")
         pieces: list[bytes] = []
@@ -266,15 +291,15 @@ class HttpClient:
             raise Unavailable(f"{what}: {length} of {expected} bytes")
         reply.close(reusable=True)
         data = b"".join(pieces)
-        if _is_page(data):
+        if not page and _is_page(data):
             raise self.page_reply(what, reply.generation)
         return data
 
-    def head(self, path: str) -> Mapping[str, str]:
+    def head(self, path: str, headers: Mapping[str, str] | None = None) -> Mapping[str, str]:
         """The headers of a HEAD request."""
 
         def ask() -> Mapping[str, str]:
-            reply = self._send("HEAD", path, None, {})
+            reply = self._send("HEAD", path, None, headers or {})
             try:
                 while reply.read1(PIECE):
                     pass
@@ -283,11 +308,11 @@ class HttpClient:
             finally:
                 reply.close()
 
-        return self._retrying(ask, f"HEAD {path}")
+        return self._retrying(ask, f"HEAD {path_of(path)}")
 
     def open(self, path: str, headers: Mapping[str, str]) -> Reply:
         """A body to be streamed. 200 or 206, anything else has been raised. The caller closes it."""
-        return self._retrying(lambda: self._send("GET", path, None, headers), f"GET {path}")
+        return self._retrying(lambda: self._send("GET", path, None, headers), f"GET {path_of(path)}")
 
     def open_with(self, path: str, params: Mapping[str, str], begin: Callable[[Reply], T]) -> T:
         """A body that ``begin`` reads into first: what fails there is tried again like the request itself.
@@ -324,11 +349,13 @@ class HttpClient:
     ) -> Reply:
         """Send with the session of the moment; once more, with a new one, when the server has forgotten it."""
         url = self._base_url + path
-        what = f"{method} {path}"
+        what = f"{method} {path_of(path)}"
         for attempt in (1, 2):
             reply, with_credentials = self._ask(method, url, params, headers, body, with_credentials=attempt > 1)
             location = reply.headers.get("Location", "")
-            if reply.status in REDIRECTS and not _is_login_page(location):
+            hops = MAX_HOPS if self._wander else 1
+            while reply.status in REDIRECTS and hops and not _is_login_page(location):
+                hops -= 1
                 url, params = self._redirected(reply, what, url, location), None
                 reply, with_credentials = self._ask(method, url, params, headers, body, with_credentials)
                 location = reply.headers.get("Location", "")
@@ -387,7 +414,7 @@ class HttpClient:
         except BaseException as error:
             self._give_back(session)
             if isinstance(error, TRANSPORT_ERRORS):
-                raise_translated(error, f"{method} {_path(url)}")
+                raise_translated(error, f"{method} {path_of(url)}")
             raise  # a fault of ours is no fault of the connection, and not to be tried again
         return Reply(self, session, response, generation), "Authorization" in account_headers
 
@@ -395,12 +422,19 @@ class HttpClient:
         """The address to follow, to data on the same origin only: credentials go nowhere else."""
         reply.close()
         target = urljoin(url, location)
+        if self._wander and location:
+            if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
+                raise UnexpectedReply(f"{what}: the server sends us from https to {_origin(target)}")
+            return target
         if not location or _origin(target) != self._origin:
-            raise UnexpectedReply(
-                f"{what}: the server sends us to {_origin(target)}", "use that address as the source if you trust it"
+            raise OddStatus(
+                f"{what}: the server sends us to {_origin(target) if location else 'another place'}",
+                "use that address as the source if you trust it",
+                reply.status,
+                reply.headers,
             )
         if not target.startswith(tuple(self._base_url + beginning for beginning in self._data_paths)):
-            raise self.page_reply(what, reply.generation, _path(target))
+            raise self.page_reply(what, reply.generation, path_of(target))
         return target
 
     def _retrying(self, call: Callable[[], T], what: str) -> T:
@@ -464,7 +498,8 @@ class HttpClient:
         session.headers.update(headers)
         if self._config.proxy is not None:
             session.proxies = {"http": self._config.proxy, "https": self._config.proxy}
-        adapter = _Adapter(self._trusted(), pool_connections=1, pool_maxsize=1, max_retries=0)
+        pools = MAX_HOPS if self._wander else 1  # hosts whose connection is kept
+        adapter = _Adapter(self._trusted(), pool_connections=pools, pool_maxsize=1, max_retries=0)
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         return session
@@ -544,7 +579,7 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port}"
 
 
-def _path(url: str) -> str:
+def path_of(url: str) -> str:
     """A URL for a message: without its query."""
     return url.split("?", 1)[0]
 

@@ -50,6 +50,15 @@ class ServerFailed(Unavailable):
         self.retry_after_s = retry_after_s
 
 
+class OddStatus(UnexpectedReply):
+    """A status that no archive answers in good order, with the headers beside it: some say what to do about it."""
+
+    def __init__(self, message: str, hint: str = "", status: int = 0, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.headers = headers or {}
+
+
 class Unreachable(Unavailable):
     """Nobody listens there: away for longer than a retry, so the answer is given at once."""
 
@@ -78,7 +87,9 @@ def raise_for_status(status: int, headers: Mapping[str, str], what: str) -> NoRe
         raise ServerFailed(f"{what}: the server answers {status}", status=status, retry_after_s=retry_after_s)
     if status == 416:
         raise StaleContent(f"{what}: the file has become shorter")
-    raise UnexpectedReply(f"{what}: the server answers {status}")
+    if status == 412:
+        raise StaleContent(f"{what}: has changed on the server", "list the directory again")
+    raise OddStatus(f"{what}: the server answers {status}", "", status, headers)
 
 
 def raise_translated(error: Exception, what: str) -> NoReturn:

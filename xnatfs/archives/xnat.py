@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
 from hashlib import md5
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +19,8 @@ from pyxnat.core.search import build_search_document
 
 from xnatfs.archives.account import Account
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import HttpClient, Reply, content_length
+from xnatfs.archives.http import HttpClient
+from xnatfs.archives.http_body import checked_body, http_time_ns
 from xnatfs.archives.http_errors import PageReply, ServerFailed
 from xnatfs.archives.session import ServerSession, SharedSession
 from xnatfs.archives.xnat_documents import (
@@ -49,7 +49,7 @@ from xnatfs.archives.xnat_tables import (
 )
 from xnatfs.archives.xnat_zip import needs_zip, open_in_zip, stat_in_zip
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
-from xnatfs.errors import AccessDenied, LoginFailed, NotFound, StaleContent, Unavailable, UnexpectedReply
+from xnatfs.errors import AccessDenied, LoginFailed, NotFound, StaleContent, UnexpectedReply
 from xnatfs.model import Entry, Listing
 from xnatfs.stats import Stats
 
@@ -279,7 +279,7 @@ class XnatArchive:
         return replace(
             entry,
             size=int(length),
-            mtime_ns=_http_time_ns(modified) or entry.mtime_ns,
+            mtime_ns=http_time_ns(modified) or entry.mtime_ns,
             version=f"{length}:{entry.digest}:{modified}",
         )
 
@@ -305,7 +305,7 @@ class XnatArchive:
         try:
             if reply.status == 200 and _is_page(reply.headers, entry):
                 raise self._http.page_reply(f"GET {entry.key}", reply.generation)
-            return _checked_body(reply, entry, start, stop)
+            return checked_body(reply, entry, start, stop)
         except BaseException:
             reply.close()
             raise
@@ -319,41 +319,6 @@ class XnatArchive:
         self._http.close()
 
 
-class HttpBody:
-    """The body of a file's GET, checked against what the listing said. See ``RangeStream``."""
-
-    def __init__(self, reply: Reply, start: int, stop: int, total: int, validator: str, ranged: bool) -> None:
-        self._reply = reply
-        self._at = start
-        self.start = start
-        self.stop = stop
-        self.total = total
-        self.validator = validator
-        self.ranged = ranged
-
-    def readinto(self, buffer: memoryview) -> int:
-        size = min(len(buffer), self.stop - self._at)
-        if size <= 0:
-            return 0
-        piece = self._reply.read1(size)
-        if not piece:
-            raise Unavailable(f"{self._reply.url}: the body ended at byte {self._at} of {self.stop}")
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        if self._at == self.stop:
-            self._finish()
-        return len(piece)
-
-    def _finish(self) -> None:
-        """At the last byte: nothing may follow (a body without a length could be longer than the file was)."""
-        if content_length(self._reply) is None and self._reply.read1(1):
-            raise StaleContent(f"{self._reply.url}: longer than {self.total} bytes")
-        self._reply.close(reusable=True)
-
-    def close(self) -> None:
-        self._reply.close()
-
-
 def _is_page(headers: Mapping[str, str], entry: Entry) -> bool:
     """Whether a web page came in place of a file. A file that is one is known by its name, or at least by its size."""
     kind = headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
@@ -362,48 +327,6 @@ def _is_page(headers: Mapping[str, str], entry: Entry) -> bool:
     return headers.get("Content-Length", "") != str(entry.size)
 
 
-def _checked_body(reply: Reply, entry: Entry, start: int, stop: int) -> HttpBody:
-    """Doubt every 200: a login page has a status of 200 as well."""
-    what = f"GET {entry.key}"
-    assert entry.size is not None
-    if reply.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise UnexpectedReply(f"{what}: an encoded body although identity was asked for")
-    validator = reply.headers.get("Last-Modified") or reply.headers.get("ETag") or ""
-    if reply.status == 206:
-        first, last, total = _content_range(reply, what)
-        if not first <= start < last:
-            raise UnexpectedReply(f"{what}: bytes from {first} to {last} in place of {start} to {stop}")
-        ranged = True
-    else:
-        length = content_length(reply)
-        first, total = 0, entry.size if length is None else length
-        last, ranged = total, False
-    if total != entry.size:
-        raise StaleContent(f"{what}: {total} bytes where the listing says {entry.size}", "list the directory again")
-    return HttpBody(reply, first, last, total, validator, ranged)
-
-
-def _content_range(reply: Reply, what: str) -> tuple[int, int, int]:
-    """(start, stop, total) of a 206, half-open."""
-    text = reply.headers.get("Content-Range", "")
-    try:
-        unit, _, rest = text.partition(" ")
-        span, _, total = rest.partition("/")
-        first, _, last = span.partition("-")
-        if unit.lower() != "bytes":
-            raise ValueError(text)
-        return int(first), int(last) + 1, int(total)
-    except ValueError:
-        raise UnexpectedReply(f"{what}: status 206 with Content-Range {text[:60]!r}") from None
-
-
 def _quoted(path: str) -> str:
     """A raw path from a listing for a request: XNAT does not encode its URIs, and reads a raw + as a space."""
     return quote(path, safe="/")
-
-
-def _http_time_ns(text: str) -> int:
-    try:
-        return int(parsedate_to_datetime(text).timestamp()) * 1_000_000_000
-    except (TypeError, ValueError, IndexError):
-        return 0
