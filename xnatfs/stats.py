@@ -24,6 +24,8 @@ class Stats:
         read_bytes: Given out to readers.
         hits: Pieces of a read that came from the cache.
         misses: Pieces that had to be waited for.
+        bulk_streams: Folders asked for as one stream of many files.
+        bulk_members: Files that came so and were kept.
         gauges: Numbers that are asked for when they are shown (cache use, transfers under way).
     """
 
@@ -35,6 +37,8 @@ class Stats:
     read_bytes: int = 0
     hits: int = 0
     misses: int = 0
+    bulk_streams: int = 0
+    bulk_members: int = 0
     session_since_s: float = 0.0
     session_until_s: float = 0.0
     errors: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=ERRORS_KEPT))

@@ -13,7 +13,7 @@ from tests.archives.conftest import DEMO
 from tests.archives.test_xnat_replies import read_all, walk
 from tests.helpers.server import DemoServer
 from xnatfs.archives.xnat import XnatArchive
-from xnatfs.archives.xnat_zip import _path_in_resource, needs_zip
+from xnatfs.archives.xnat_zip import needs_zip, path_in_resource
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import HttpConfig, ReadConfig, TreeConfig
 from xnatfs.errors import ArchiveError, NotFound, StaleContent, TimedOut, UnexpectedReply
@@ -117,7 +117,7 @@ def test_the_names_that_a_path_cannot_reach_are_known(path: str, refused: bool) 
     ],
 )
 def test_a_members_path_begins_behind_the_label(name: str, path: str) -> None:
-    assert _path_in_resource(name) == path
+    assert path_in_resource(name) == path
 
 
 def test_every_odd_name_is_the_servers_truth(archive: XnatArchive, server: DemoServer) -> None:

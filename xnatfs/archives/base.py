@@ -12,9 +12,18 @@ An implementation owes its callers:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from xnatfs.model import Entry, Listing
+
+WEAK = "~"
+"""Begins the validator of bytes that came in a container (``weak_validator``); ``reading/validators.py`` compares."""
+
+
+def weak_validator(modified: str, crc: int | None) -> str:
+    """The validator of a member of a zip: its local time of change (``2024-01-15T10:00:02``, or "") and its CRC-32."""
+    return f"{WEAK}{modified}" if crc is None else f"{WEAK}{modified} {crc:08x}"
 
 
 class RangeStream(Protocol):
@@ -48,6 +57,49 @@ class RangeStream(Protocol):
         ...
 
 
+class BulkMember(Protocol):
+    """One file in a bulk stream, to be read, or left, before the next is asked for.
+
+    Attributes:
+        validator: As ``RangeStream.validator``; a ``weak_validator`` where the container holds no more.
+    """
+
+    validator: str
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill at least one byte of ``buffer`` and return how many; 0 at the member's end only.
+
+        By the time it returns 0 the container's own checks of the member (length, CRC) have held.
+
+        Raises:
+            Unavailable, TimedOut, CorruptContent: what was read of this member is worth nothing, and the stream ends.
+        """
+        ...
+
+
+class BulkStream(Protocol):
+    """Many files as one response, read forward by one thread: a zip that is split as it arrives.
+
+    It promises no completeness and no order: any file asked for may be missing, and the stream may break at any point.
+    Whoever reads it asks for the rest with ``Archive.open_range``. What it gives as a member of ``entry`` was sent as
+    that file, but its length is only known to be ``entry.size`` once that many bytes and then 0 have been read.
+    """
+
+    def next(self) -> tuple[Entry, BulkMember] | None:
+        """The next member that is among the files asked for, others having been passed over; None behind a proper end.
+
+        The rest of the member before is skipped. A file is given once at most.
+
+        Raises:
+            Unavailable, TimedOut, CorruptContent, UnexpectedReply: the stream is of no further use.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the connection go. Safe to call twice, and from another thread while ``next`` or ``readinto`` waits."""
+        ...
+
+
 class Archive(Protocol):
     """A tree of directories and immutable files."""
 
@@ -77,6 +129,19 @@ class Archive(Protocol):
 
         Raises:
             StaleContent: the file's length is not ``entry.size``; the listing is out of date.
+            NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply
+        """
+        ...
+
+    def open_bulk(self, files: Sequence[Entry]) -> BulkStream | None:
+        """Ask for many files at once; None when this archive, or these files, cannot be had that way.
+
+        None makes no request. The stream may carry other files too, which cost their transfer.
+
+        Args:
+            files: All files of one directory and of those below it, as their listing has them: entries whose ``size``
+                is known. What they have in common decides what is asked for.
+        Raises:
             NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply
         """
         ...

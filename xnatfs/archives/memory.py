@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import md5
 from typing import Union
 
-from xnatfs.archives.base import RangeStream
+from xnatfs.archives.base import BulkMember, BulkStream, RangeStream
 from xnatfs.errors import NotFound, StaleContent, Unavailable
 from xnatfs.model import Entry, Listing
 
@@ -49,8 +49,10 @@ class MemoryArchive:
         digests: True lists each file's MD5.
         chunk_size: The most bytes one ``readinto`` of a stream gives.
         describe: Has the last word on each entry of a listing (aliases, hidden, reserved, id, ...).
-        before: Called as ``before(operation, key)`` ahead of each ``children``, ``stat``, ``open_range`` and
-            ``readinto``, in the caller's thread and without locks: sleep in it for latency, raise in it for a failure.
+        bulk: True lets ``open_bulk`` give many files at once.
+        before: Called as ``before(operation, key)`` ahead of each ``children``, ``stat``, ``open_range``, ``open_bulk``
+            (with the first key), ``next`` (with the member's) and ``readinto``, in the caller's thread and without
+            locks: sleep in it for latency, raise in it for a failure.
 
     Attributes:
         calls: How often each operation ran, and under "bytes" how many bytes streams gave.
@@ -65,6 +67,7 @@ class MemoryArchive:
         one_listing: bool = False,
         sizes: bool = True,
         digests: bool = False,
+        bulk: bool = False,
         chunk_size: int = 256 * 1024,
         describe: Callable[[Entry], Entry] | None = None,
         before: Callable[[str, str], None] | None = None,
@@ -76,6 +79,7 @@ class MemoryArchive:
         self._one_listing = one_listing
         self._sizes = sizes
         self._digests = digests
+        self._bulk = bulk
         self._chunk_size = chunk_size
         self._describe = describe
         self._lock = threading.Lock()
@@ -109,6 +113,15 @@ class MemoryArchive:
             raise StaleContent(f"{entry.key}: has {total} bytes, the listing said {entry.size}")
         first, last = (min(start, total), min(stop, total)) if self._ranged else (0, total)
         return _MemoryStream(self, entry.key, file, first, last, ranged=self._ranged)
+
+    def open_bulk(self, files: Sequence[Entry]) -> BulkStream | None:
+        """The files as they are now, in the order given; those that are gone are left out."""
+        if not self._bulk:
+            return None
+        self._count("open_bulk", files[0].key if files else "")
+        with self._lock:
+            found = [(entry, self._find(entry.key)) for entry in files]
+        return _MemoryBulk(self, [(entry, file) for entry, file in found if isinstance(file, _File)])
 
     def close(self) -> None:
         """Nothing to release."""
@@ -228,6 +241,32 @@ class _MemoryStream:
 
     def close(self) -> None:
         self._closed = True
+
+
+class _MemoryBulk:
+    """Many files as one stream. A file that has changed comes as it is now, under its new validator."""
+
+    def __init__(self, archive: MemoryArchive, files: list[tuple[Entry, _File]]) -> None:
+        self._archive = archive
+        self._files = iter(files)
+        self._closed = False
+        self._member: _MemoryStream | None = None
+
+    def next(self) -> tuple[Entry, BulkMember] | None:
+        entry, file = next(self._files, (None, None))
+        if entry is None or file is None:
+            return None
+        if self._archive.before is not None:
+            self._archive.before("next", entry.key)
+        if self._closed:
+            raise Unavailable(f"{entry.key}: the stream was closed")
+        self._member = _MemoryStream(self._archive, entry.key, file, 0, len(file.data), ranged=False)
+        return entry, self._member
+
+    def close(self) -> None:
+        self._closed = True
+        if self._member is not None:
+            self._member.close()
 
 
 def _key_part(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import md5
@@ -18,11 +18,12 @@ from urllib.parse import quote
 from pyxnat.core.search import build_search_document
 
 from xnatfs.archives.account import Account
-from xnatfs.archives.base import RangeStream
+from xnatfs.archives.base import BulkStream, RangeStream
 from xnatfs.archives.http import HttpClient
 from xnatfs.archives.http_body import checked_body, http_time_ns
 from xnatfs.archives.http_errors import PageReply, ServerFailed
 from xnatfs.archives.session import ServerSession, SharedSession
+from xnatfs.archives.xnat_bulk import open_zip
 from xnatfs.archives.xnat_documents import (
     EXPERIMENT_COLUMNS,
     SUBJECT_COLUMNS,
@@ -297,6 +298,14 @@ class XnatArchive:
         except PageReply as page:
             self._http.doubt(page.generation)
             return self._body(entry, start, stop)
+
+    def open_bulk(self, files: Sequence[Entry]) -> BulkStream | None:
+        """See ``Archive.open_bulk``. One zip of the resource, or of the folder, that holds all the files."""
+        try:
+            return open_zip(self._http, files, self._http_config.timeout_s)
+        except PageReply as page:
+            self._http.doubt(page.generation)
+            return open_zip(self._http, files, self._http_config.timeout_s)
 
     def _body(self, entry: Entry, start: int, stop: int) -> RangeStream:
         if needs_zip(entry.key):

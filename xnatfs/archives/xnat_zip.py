@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import quote
 
+from xnatfs.archives.base import weak_validator
 from xnatfs.archives.http import PIECE, HttpClient, Reply
 from xnatfs.archives.zipstream import Member, ZipStream
 from xnatfs.errors import NotFound, StaleContent, TimedOut, UnexpectedReply
@@ -54,8 +55,8 @@ def open_in_zip(http: HttpClient, entry: Entry, timeout_s: float) -> ZipBody:
     size = entry.size
 
     def begin(reply: Reply) -> ZipBody:
-        _checked(http, reply, f"GET {entry.key}")
-        source = _Source(reply, timeout_s)
+        check_zip_reply(http, reply, f"GET {entry.key}")
+        source = ZipSource(reply, timeout_s)
         member = _find(source, entry)
         if member.size is not None and member.size != size:
             raise StaleContent(
@@ -72,8 +73,8 @@ def stat_in_zip(http: HttpClient, entry: Entry, timeout_s: float) -> Entry:
     """The entry with its size, from the member's header; one without a size there is read to its end."""
 
     def begin(reply: Reply) -> Entry:
-        _checked(http, reply, f"GET {entry.key}")
-        member = _find(_Source(reply, timeout_s), entry)
+        check_zip_reply(http, reply, f"GET {entry.key}")
+        member = _find(ZipSource(reply, timeout_s), entry)
         validator = _validator(member)
         if member.size is None:
             member.skip()
@@ -107,7 +108,7 @@ class ZipBody:
         self._reply.close()
 
 
-class _Source:
+class ZipSource:
     """A reply's body for a ``ZipStream``; while ``paced``, one that comes in drips is given up."""
 
     def __init__(self, reply: Reply, timeout_s: float) -> None:
@@ -126,19 +127,27 @@ class _Source:
 
 
 def _asked(http: HttpClient, key: str, begin: Callable[[Reply], T]) -> T:
-    """What ``begin`` makes of the zip of the file's folder, or of its resource where the folder cannot be had."""
-    top, found, path = key.partition("/files/")
-    folder = path.rpartition("/")[0]
+    """What ``begin`` makes of the zip of the file's folder."""
+    top, _, path = key.partition("/files/")
+    return zip_of(http, top, path.rpartition("/")[0], begin)
+
+
+def zip_of(http: HttpClient, top: str, folder: str, begin: Callable[[Reply], T]) -> T:
+    """What ``begin`` makes of the zip of a folder ("a/b"), or of its whole resource where the folder cannot be had.
+
+    Args:
+        top: The resource's URI, without ``/files``.
+    """
     if folder and not _REFUSED.search(f"/{folder}/"):
         try:
-            return http.open_with(f"{_quoted(top + found + folder)}/", QUERY, begin)
+            return http.open_with(f"{_quoted(f'{top}/files/{folder}')}/", QUERY, begin)
         except NotFound:
             # How a server decodes a folder's name is not the same everywhere (facts 3.6); the resource has it for sure.
-            log.debug("%s: not in the zip of its folder; asking for all of its resource", key)
+            log.debug("%s: not in a zip of %s; asking for all of its resource", top, folder)
     return http.open_with(f"{_quoted(top)}/files", QUERY, begin)
 
 
-def _checked(http: HttpClient, reply: Reply, what: str) -> None:
+def check_zip_reply(http: HttpClient, reply: Reply, what: str) -> None:
     """Doubt every 200, before a byte of it is taken for a zip."""
     if reply.headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml+xml")):
         raise http.page_reply(what, reply.generation)
@@ -148,17 +157,17 @@ def _checked(http: HttpClient, reply: Reply, what: str) -> None:
         raise UnexpectedReply(f"{what}: an encoded body although identity was asked for")
 
 
-def _find(source: _Source, entry: Entry) -> Member:
+def _find(source: ZipSource, entry: Entry) -> Member:
     """The member that is the file, after those before it have passed."""
     path = entry.key.partition("/files/")[2]
     members = ZipStream(source.read, f"{entry.key} in a zip")
     while (member := members.next_member()) is not None:
-        if _path_in_resource(member.name) == path:
+        if path_in_resource(member.name) == path:
             return member
     raise NotFound(f"{entry.key}: listed, and not in the zip of its resource: gone from the server's disk?")
 
 
-def _path_in_resource(name: str) -> str:
+def path_in_resource(name: str) -> str:
     """The path of a member below its resource: ``SESSION/scans/1-T1w/resources/LABEL/files/PATH`` as XNAT names them.
 
     Both the label and a directory of the path may be called ``files``: it is the first one behind a label that counts.
@@ -168,7 +177,7 @@ def _path_in_resource(name: str) -> str:
 
 
 def _validator(member: Member) -> str:
-    return member.modified if member.crc is None else f"{member.modified} {member.crc:08x}"
+    return weak_validator(member.modified, member.crc)
 
 
 def _quoted(path: str) -> str:

@@ -230,6 +230,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("min-free", CACHE, "5%", "Leave this share of the disk free.", parse_fraction, metavar="PERCENT"),
     Option("memory", CACHE, "128M", "Memory for blocks.", _positive(parse_size), metavar="SIZE"),
     Option("block-size", CACHE, "1M", "Unit of caching.", _block_size, metavar="SIZE"),
+    Option("no-bulk", CACHE, "no", "Fetch each file by itself, never a folder as one zip.", parse_bool, "flag"),
     Option("foreground", MOUNT, "no", "Stay in the foreground; Ctrl-C unmounts.", parse_bool, "flag", short="-f"),
     Option("fuse", MOUNT, "auto", "Which libfuse to use.", _choice("auto", "2", "3"), metavar="auto|2|3"),
     Option("allow-other", MOUNT, "no", "Let other users of this machine read the mount.", parse_bool, "flag"),
@@ -264,6 +265,7 @@ class Settings:
     min_free: float  # fraction
     memory: int  # bytes
     block_size: int  # bytes
+    no_bulk: bool
     foreground: bool
     fuse: str
     allow_other: bool
@@ -295,7 +297,13 @@ class Settings:
                 memory_bytes=self.memory,
             ),
             listing=ListingConfig(ttl_s=self.metadata_ttl),
-            read=ReadConfig(max_window=window, timeout_s=self.timeout, max_transfers=max(1, self.connections - 1)),
+            read=ReadConfig(
+                max_window=window,
+                timeout_s=self.timeout,
+                max_transfers=max(1, self.connections - 1),
+                bulk=not self.no_bulk,
+                max_bulk=self.cache_size // 2,
+            ),
             tree=TreeConfig(
                 projects=self.project, scan_types=self.scan_type, resources=self.resource, names=self.names
             ),

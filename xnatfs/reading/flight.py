@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from xnatfs.errors import ArchiveError, StaleContent
 from xnatfs.model import ContentId, Entry
+from xnatfs.reading.validators import validators_agree
 
 if TYPE_CHECKING:
     from xnatfs.reading.transfer import Transfer
@@ -45,7 +46,8 @@ class Flight:
         self.base = base
         self.size = size
         self.cond = threading.Condition(threading.Lock())
-        self.content = None if validator is None else with_validator(base, validator)  # guarded by cond, set once
+        self.validator = validator  # guarded by cond, set once, like the next one
+        self.content = None if validator is None else with_validator(base, validator)
         self.noted = validator is not None
         self.cold = validator is None
         self.held: ContentId | None = None  # guarded by the reader's lock
@@ -59,12 +61,12 @@ class Flight:
         self._kept: list[tuple[int, bytes]] = []  # guarded by cond: pieces some need overlaps, with their offset
 
     def pin(self, validator: str) -> ContentId | None:
-        """Accept the version that a response belongs to, or None when it is not the one pinned before."""
-        content = with_validator(self.base, validator)
+        """The content to keep a response under, or None when it is not of the version pinned before."""
         with self.cond:
-            if self.content is None:
-                self.content = content
-            return content if self.content == content else None
+            if self.validator is None:
+                self.validator = validator
+                self.content = with_validator(self.base, validator)
+            return self.content if validators_agree(self.validator, validator) else None
 
     def fail(self, error: ArchiveError) -> None:
         with self.cond:

@@ -13,6 +13,8 @@ from xnatfs.blocks.base import BlockCache, BlockKey
 from xnatfs.config import ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
 from xnatfs.model import ContentId, Entry
+from xnatfs.reading.bulk import BulkReader, Folder
+from xnatfs.reading.bulk_transfer import BulkTransfer
 from xnatfs.reading.flight import Flight, with_validator
 from xnatfs.reading.prefetch import GRAIN, ReadPattern, request_stop
 from xnatfs.reading.transfer import Transfer
@@ -36,11 +38,12 @@ CLOSE_S = 5.0
 class OpenFile:
     """One open handle. Holds no position: reads name their own offset."""
 
-    __slots__ = ("entry", "flight", "pattern")
+    __slots__ = ("entry", "flight", "folder", "pattern")
 
-    def __init__(self, entry: Entry, flight: Flight) -> None:
+    def __init__(self, entry: Entry, flight: Flight, folder: Folder | None) -> None:
         self.entry = entry
         self.flight = flight
+        self.folder = folder
         self.pattern = ReadPattern()
 
 
@@ -61,32 +64,36 @@ class BlockReader:
         self._stats.gauges["transfers"] = lambda: self._slots.count
         self._lock = threading.Lock()
         self._flights: dict[ContentId, Flight] = {}  # guarded by _lock: versions that are open now
+        self._bulk = BulkReader(archive, cache, config, block_size, self._slots, self._stats, self._flights.get)
 
-    def open(self, entry: Entry) -> OpenFile:
+    def open(self, entry: Entry, folder: Folder | None = None) -> OpenFile:
         """A handle on one version of a file. Makes no request.
 
         Args:
             entry: A file whose ``size`` is known (``ArchiveVFS.lookup`` sees to it).
+            folder: The directory it was opened in: when many of its files are read, they come as one stream.
         """
         if entry.size is None:
             raise ValueError(f"{entry.key}: open needs a known size")
+        if folder is not None:
+            self._bulk.opened(folder, entry)
         base = ContentId(self._archive.id, entry.key, entry.version)
         with self._lock:
             flight = self._flights.get(base)
             if flight is not None and flight.error is None:
-                return self._opened(flight, entry)
+                return self._opened(flight, entry, folder)
         note = self._cache.get_note(base)
         with self._lock:
             flight = self._flights.get(base)
             if flight is None or flight.error is not None:
                 flight = self._flights[base] = Flight(entry, base, entry.size, note)
-            return self._opened(flight, entry)
+            return self._opened(flight, entry, folder)
 
-    def _opened(self, flight: Flight, entry: Entry) -> OpenFile:
+    def _opened(self, flight: Flight, entry: Entry, folder: Folder | None) -> OpenFile:
         """Under the reader's lock."""
         flight.opens += 1
         self._hold(flight)
-        return OpenFile(entry, flight)
+        return OpenFile(entry, flight, folder)
 
     def _hold(self, flight: Flight) -> None:
         """Under the reader's lock: what is open is evicted last."""
@@ -144,7 +151,9 @@ class BlockReader:
                 self._stats.hits += 1
             else:
                 self._stats.misses += 1
-                count = self._from_transfer(flight, at, target, window)
+                count = self._from_transfer(file, at, target, window)
+                if stop == flight.size > self._block_size and file.folder is not None:
+                    self._bulk.fetched(flight, file.folder)
             at += count
         self._stats.read_bytes += stop - offset
         flight.served = True
@@ -199,11 +208,13 @@ class BlockReader:
                 return len(piece)
         return 0
 
-    def _from_transfer(self, flight: Flight, at: int, target: memoryview, window: int) -> int:
+    def _from_transfer(self, file: OpenFile, at: int, target: memoryview, window: int) -> int:
         """Wait until the bytes at ``at`` pass, starting a transfer if none is on its way there."""
+        flight = file.flight
         stop = at + len(target)
         tries = 0
         looked = False
+        may_come = file.folder is not None  # in a bulk stream
         need = flight.add_need(at, stop)  # from here on every piece that passes is kept for us
         try:
             while True:
@@ -212,13 +223,17 @@ class BlockReader:
                     piece = flight.passed(at, stop)
                     if piece is None:
                         transfer = flight.covering(at, JOIN_LIMIT, self._slots.ranged)
-                        if transfer is None and looked:
+                        if transfer is None and looked and not may_come:
                             transfer, leads = self._new_transfer(flight, at, stop, window), True
                         else:
                             leads = False
                 if piece is not None:
                     target[: len(piece)] = piece
                     return len(piece)
+                if transfer is None and looked:
+                    may_come = False
+                    looked = not self._brought(file)
+                    continue
                 if transfer is None:
                     looked = True  # it may have passed between our first look and the need
                     if count := self._from_cache(flight, at, target, window):
@@ -238,6 +253,14 @@ class BlockReader:
                         raise _copy(transfer.error)
         finally:
             flight.drop_need(need)
+
+    def _brought(self, file: OpenFile) -> bool:
+        """Whether a bulk stream has just brought the file; waits for one that will."""
+        if file.folder is None or not self._bulk.brings(file.flight, file.folder):
+            return False
+        with self._lock:
+            self._hold(file.flight)
+        return True
 
     def _new_transfer(self, flight: Flight, at: int, stop: int, window: int) -> Transfer:
         """Under the flight's condition."""
@@ -285,7 +308,7 @@ class TransferSlots:
         self._limit = limit
         self._timeout_s = timeout_s
         self._cond = threading.Condition(threading.Lock())
-        self._active: list[Transfer] = []  # guarded by _cond
+        self._active: list[Transfer | BulkTransfer] = []  # guarded by _cond
         self._closed = False
         self.ranged = False  # whether the archive honoured the last range it was asked for
 
@@ -293,7 +316,7 @@ class TransferSlots:
     def count(self) -> int:
         return len(self._active)
 
-    def acquire(self, transfer: Transfer) -> None:
+    def acquire(self, transfer: Transfer | BulkTransfer) -> None:
         """Wait for a slot.
 
         Raises:
@@ -319,7 +342,7 @@ class TransferSlots:
     def answered(self, ranged: bool) -> None:
         self.ranged = ranged
 
-    def release(self, transfer: Transfer) -> None:
+    def release(self, transfer: Transfer | BulkTransfer) -> None:
         with self._cond:
             self._active.remove(transfer)
             self._cond.notify_all()

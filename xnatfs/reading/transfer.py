@@ -202,7 +202,7 @@ class Transfer:
             raise
         if not flight.noted:
             flight.noted = True
-            self._cache.put_note(flight.base, stream.validator)
+            self._cache.put_note(flight.base, flight.validator or stream.validator)
         return content
 
     def run(self) -> None:

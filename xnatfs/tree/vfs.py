@@ -77,6 +77,31 @@ class _Directory:
         self.shown: tuple[Node, ...] | None = None  # what listdir returns, once asked for
 
 
+class _Folder:
+    """A directory as the reader sees it: asked for its files only when many of them are read."""
+
+    __slots__ = ("_directory", "_listings", "key")
+
+    def __init__(self, listings: ListingCache, directory: _Directory) -> None:
+        self.key = directory.entry.key
+        self._listings = listings
+        self._directory = directory
+
+    def files(self) -> tuple[Sequence[Entry], Sequence[Entry]]:
+        """Its own files and those below it, as far as listings in memory tell."""
+        own: list[Entry] = []
+        below: list[Entry] = []
+        found, tables = own, [self._directory.table]
+        while tables:
+            for entry in tables.pop().names.values():
+                if not entry.is_dir:
+                    found.append(entry)
+                elif not entry.hidden and (table := self._listings.peek(entry)) is not None:
+                    tables.insert(0, table)
+            found = below
+        return own, below
+
+
 @dataclass(slots=True)
 class Handle:
     """An open file. Any number of threads may read through one.
@@ -173,7 +198,7 @@ class ArchiveVFS:
         directory, node = self._resolve(path)
         if node.is_dir:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        file = self._reader.open(node.entry)
+        file = self._reader.open(node.entry, _Folder(self._listings, directory))
         return Handle(node, self._note_opened(path, node.entry), file, path, directory, generation)
 
     def pread_into(self, handle: Handle, offset: int, buffer: memoryview) -> int:

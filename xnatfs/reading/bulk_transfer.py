@@ -1,0 +1,318 @@
+"""One bulk stream being consumed: its members are checked, kept as blocks, and handed to the readers who wait for them.
+
+Knows nothing of how a walk is noticed. ``run`` belongs to one thread; everything else may be called from any.
+
+A member counts for nothing until all of it is here and right: length, the container's CRC, the archive's digest where
+there is one. Whatever is wrong with a member or with the stream, its readers fetch the file by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from xnatfs.archives.base import Archive, BulkMember, BulkStream
+from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.config import MIB, ReadConfig
+from xnatfs.errors import ArchiveError
+from xnatfs.model import ContentId, Entry
+from xnatfs.reading.flight import Flight, with_validator
+from xnatfs.reading.validators import validators_agree
+
+log = logging.getLogger(__name__)
+
+LARGEST = 8 * MIB
+"""Bytes of a member that is kept: it is held in memory until its CRC is known to be right."""
+
+FIRST_AHEAD = 8 * MIB
+"""Bytes that a stream brings before any reader has followed: a walk may end with its third file."""
+
+MOST_AHEAD = 64 * MIB
+"""Bytes a stream may be ahead of what readers have opened since it began."""
+
+LITTLE = 4 * MIB
+"""Bytes: a rest smaller than this is fetched rather than thrown away."""
+
+PATIENCE_S = 1.0
+"""Seconds a reader waits at least for a member that is to come. Programs read folders in any order (``cp`` sorts by
+inode), and what is fetched beside the stream comes twice."""
+
+PATIENCE_BYTES = 32
+"""... and until this many times the bytes of its file have passed: so at most a thirtieth comes twice."""
+
+LONGEST_WAIT_S = 10.0  # whatever passes
+SILENCE_S = 2.0  # a stream that has brought nothing for so long is not waited for
+
+LOOK_S = 0.25
+
+
+class Slots(Protocol):
+    def acquire(self, transfer: BulkTransfer) -> None: ...
+    def release(self, transfer: BulkTransfer) -> None: ...
+
+
+class _Ticket:
+    """A reader waits for one member. ``came`` says how it ended once ``done`` is set."""
+
+    __slots__ = ("came", "done")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.came = False
+
+
+class BulkTransfer:
+    """From the request to the last member.
+
+    Attributes:
+        kept: Members that were kept.
+        moved: Bytes of members that have passed, kept or not.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        cache: BlockCache,
+        config: ReadConfig,
+        block_size: int,
+        slots: Slots,
+        find: Callable[[ContentId], Flight | None],
+    ) -> None:
+        self._archive = archive
+        self._cache = cache
+        self._config = config
+        self._block_size = block_size
+        self._slots = slots
+        self._find = find
+        self._cond = threading.Condition(threading.Lock())
+        self._tickets: dict[str, list[_Ticket]] = {}  # guarded by _cond; by key of the file
+        self._to_come: set[str] | None = None  # guarded by _cond; None while it is not known
+        self._followed = 0  # guarded by _cond: bytes of files opened by readers since the stream began
+        self._followed_at = time.monotonic()
+        self._progress_at = time.monotonic()
+        self._paused = False
+        self._stopping = False  # guarded by _cond
+        self._ended = False  # guarded by _cond
+        self._stream: BulkStream | None = None  # guarded by _cond
+        self.kept = 0
+        self.moved = 0
+
+    # --- for readers -------------------------------------------------------------------------------------------
+
+    def follow(self, size: int) -> None:
+        """A reader has opened a file of the folder: run on."""
+        with self._cond:
+            self._followed += size
+            self._followed_at = time.monotonic()
+            if self._paused:
+                self._cond.notify_all()
+
+    def wait_for(self, flight: Flight) -> bool:
+        """Wait for the member that is this file, if it is to come. True when it has: look in flight and cache again."""
+        key = flight.entry.key
+        ticket = _Ticket()
+        with self._cond:
+            coming = not self._ended and (self._to_come is None or key in self._to_come)
+            if coming:
+                self._tickets.setdefault(key, []).append(ticket)
+                self._followed_at = time.monotonic()
+                if self._paused:
+                    self._cond.notify_all()
+        if not coming:
+            return self._has_passed(flight)
+        try:
+            self._await(ticket, flight)
+        finally:
+            self._drop(key, ticket)
+        return ticket.came or self._has_passed(flight)
+
+    def _await(self, ticket: _Ticket, flight: Flight) -> None:
+        started = time.monotonic()
+        enough = self.moved + PATIENCE_BYTES * flight.size
+        while not ticket.done.wait(LOOK_S):
+            now = time.monotonic()
+            waited_s = now - started
+            if waited_s > LONGEST_WAIT_S or (waited_s > PATIENCE_S and self.moved >= enough):
+                return
+            if waited_s > PATIENCE_S and now - self._progress_at > SILENCE_S:
+                return
+
+    def _drop(self, key: str, ticket: _Ticket) -> None:
+        with self._cond:
+            tickets = self._tickets.get(key)
+            if tickets is not None and ticket in tickets:
+                tickets.remove(ticket)
+                if not tickets:
+                    del self._tickets[key]
+
+    def _has_passed(self, flight: Flight) -> bool:
+        """Whether the cache has learnt of this content since the flight began."""
+        if flight.content is not None:
+            return False
+        note = self._cache.get_note(flight.base)
+        if note is None or flight.pin(note) is None:
+            return False
+        flight.noted, flight.cold = True, False
+        return True
+
+    # --- for whoever hands out connections ---------------------------------------------------------------------
+
+    def idle_since(self) -> float | None:
+        """When a paused stream was last of use; None while it is."""
+        return self._followed_at if self._paused and not self._tickets else None
+
+    def stop(self) -> None:
+        """End soon, keeping what has passed. Returns at once."""
+        with self._cond:
+            self._stopping = True
+            self._cond.notify_all()
+            stream = self._stream
+        if stream is not None:
+            stream.close()
+
+    # --- for the one thread that runs it -----------------------------------------------------------------------
+
+    def run(self, files: Sequence[Entry], what: str) -> bool:
+        """Read the stream to its end, or until it breaks or nobody follows. Whether it came to its end."""
+        has_slot = False
+        try:
+            self._slots.acquire(self)
+            has_slot = True
+            return self._consume(files, what)
+        except ArchiveError as error:
+            log.log(logging.DEBUG if self._stopping else logging.INFO, "%s: bulk stream ended early: %s", what, error)
+        except Exception:
+            log.exception("bulk stream of %s failed", what)
+        finally:
+            with self._cond:
+                stream, self._stream = self._stream, None
+            if stream is not None:
+                stream.close()
+            if has_slot:
+                self._slots.release(self)
+        return False
+
+    def end(self) -> None:
+        """No member comes any more. Readers who wait for one go on by themselves."""
+        with self._cond:
+            self._ended = True
+            tickets = [ticket for waiting in self._tickets.values() for ticket in waiting]
+        for ticket in tickets:
+            ticket.done.set()
+
+    def _consume(self, files: Sequence[Entry], what: str) -> bool:
+        with self._cond:
+            self._to_come = {entry.key for entry in files if 0 < (entry.size or 0) <= LARGEST}
+            known = self._to_come
+            late = [ticket for key, waiting in self._tickets.items() if key not in known for ticket in waiting]
+        for ticket in late:
+            ticket.done.set()
+        stream = self._archive.open_bulk(files)
+        if stream is None:
+            return True
+        with self._cond:
+            self._stream = stream
+            stopping = self._stopping
+        if stopping:
+            stream.close()
+        left = sum(entry.size or 0 for entry in files)
+        while self._may_run(left - self.moved):
+            found = stream.next()
+            if found is None:
+                log.info("%s: bulk stream complete: %d members kept", what, self.kept)
+                return True
+            self._take(*found)
+        log.info("%s: bulk stream let go: %d members kept", what, self.kept)
+        return False
+
+    def _may_run(self, left: int) -> bool:
+        """Back-pressure: wait until a reader follows. False when the stream should end instead."""
+        with self._cond:
+            self._followed_at = max(self._followed_at, self._progress_at) if self.moved == 0 else self._followed_at
+            while not self._stopping:
+                ahead = self.moved - self._followed
+                if left <= LITTLE or self._tickets or ahead <= min(MOST_AHEAD, FIRST_AHEAD + 4 * self._followed):
+                    self._paused = False
+                    self._progress_at = time.monotonic()
+                    return True
+                idle_s = time.monotonic() - self._followed_at
+                if idle_s >= self._config.idle_s:
+                    return False
+                self._paused = True
+                self._cond.wait(max(self._config.idle_s - idle_s, 0.05))
+            return False
+
+    def _take(self, entry: Entry, member: BulkMember) -> None:
+        """One member: kept and handed out if it is wanted and right; otherwise its readers are told to go on."""
+        assert entry.size is not None
+        kept = False
+        if entry.size <= LARGEST:
+            data = self._read(entry, member)
+            kept = data is not None and self._keep(entry, member.validator, data)
+        self.moved += entry.size
+        self.kept += kept
+        self._progress_at = time.monotonic()
+        with self._cond:
+            if self._to_come is not None:
+                self._to_come.discard(entry.key)
+            tickets = self._tickets.pop(entry.key, ())
+        for ticket in tickets:
+            ticket.came = kept
+            ticket.done.set()
+
+    def _read(self, entry: Entry, member: BulkMember) -> bytes | None:
+        """All of a member, or None when it is not what the listing says. An error of the stream is final."""
+        size = entry.size or 0
+        buffer = bytearray(size + 1)  # one more: a member that is longer shows
+        view = memoryview(buffer)
+        filled = 0
+        while filled < len(buffer):
+            count = member.readinto(view[filled:])
+            if not count:
+                break
+            filled += count
+            self._progress_at = time.monotonic()
+        data = bytes(view[:size])
+        if filled != size:
+            log.info("%s: another length in a bulk stream than the %d bytes listed", entry.key, size)
+            return None
+        if entry.digest and hashlib.md5(data, usedforsecurity=False).hexdigest() != entry.digest:
+            log.info("%s: the MD5 of a bulk stream's member differs from the archive's catalog", entry.key)
+            return None
+        return data
+
+    def _keep(self, entry: Entry, validator: str, data: bytes) -> bool:
+        """Put a member's blocks into the cache and give them to readers. False when it is another version than known.
+
+        In this order: blocks, the note that makes them count, and then the flight, so that whoever finds the one has
+        the others. A file that is being fetched by itself is left to that.
+        """
+        base = ContentId(self._archive.id, entry.key, entry.version)
+        flight = self._find(base)
+        if flight is not None and (flight.transfers or flight.error is not None):
+            return False
+        known = flight.validator if flight is not None else None
+        if known is None:
+            known = self._cache.get_note(base)
+        if known is not None and not validators_agree(known, validator):
+            log.debug("%s: another version in a bulk stream than the one known", entry.key)
+            return False
+        content = with_validator(base, validator if known is None else known)
+        unit = self._block_size
+        pieces = [data] if len(data) <= unit else [data[at : at + unit] for at in range(0, len(data), unit)]
+        for number, piece in enumerate(pieces):
+            self._cache.put(BlockKey(content, number, unit), piece)
+        if known is None:
+            self._cache.put_note(base, validator)
+        flight = self._find(base)
+        if flight is not None and flight.pin(validator) == content:
+            flight.noted, flight.cold = True, False
+            with flight.cond:
+                for number, piece in enumerate(pieces):
+                    flight.keep(number * unit, piece)
+                flight.cond.notify_all()
+        return True
