@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from xnatfs.archives.base import Archive
 from xnatfs.blocks.base import BlockCache
-from xnatfs.config import Config
+from xnatfs.buffers import BufferPool
+from xnatfs.config import MIB, Config
 from xnatfs.errors import UsageError
 from xnatfs.reading.reader import BlockReader
 from xnatfs.stats import Stats
@@ -23,8 +24,11 @@ ARCHIVES = {
 }
 """Scheme of a SOURCE -> the class that reads it, imported when it is asked for."""
 
-PENDING_BYTES = 32 * 1024 * 1024
+PENDING_BYTES = 32 * MIB
 """Bytes that may wait to be written to disk before a transfer has to wait: about 30 ms of a fast one."""
+
+IN_FLIGHT = 16
+"""Blocks that may be under way beside those in memory: each transfer fills one, each reader looks at one or two."""
 
 
 def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
@@ -37,8 +41,10 @@ def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
     """
     stats = stats or Stats()
     archive = open_archive(config, stats)
-    cache = open_cache(config, stats)
-    reader = BlockReader(archive, cache, config.read, config.cache.block_size, stats)
+    block_size = config.cache.block_size
+    buffers = BufferPool(block_size, memory_share(config) // block_size + IN_FLIGHT)
+    cache = open_cache(config, stats, buffers)
+    reader = BlockReader(archive, cache, config.read, block_size, stats, buffers)
     listings = ListingCache(archive, config.listing)
     return ArchiveVFS(archive, reader, listings, config.tree, inside=config.source.inside)
 
@@ -64,16 +70,23 @@ def open_archive(config: Config, stats: Stats | None = None) -> Archive:
     return archive
 
 
-def open_cache(config: Config, stats: Stats) -> BlockCache:
+def memory_share(config: Config) -> int:
+    """Bytes of blocks to hold in memory: half of what we may use where a disk holds them too, for the kernel keeps its
+    pages as well; the other half is for what is under way."""
+    settings = config.cache
+    return settings.memory_bytes if settings.directory is None else settings.memory_bytes // 2
+
+
+def open_cache(config: Config, stats: Stats, buffers: BufferPool | None = None) -> BlockCache:
     """Memory in front of a directory; memory alone without one."""
     from xnatfs.blocks.disk import DiskBlocks
     from xnatfs.blocks.memory import MemoryBlocks
     from xnatfs.blocks.tiered import TieredBlocks
 
     settings = config.cache
-    memory = MemoryBlocks(settings.memory_bytes)
+    memory = MemoryBlocks(memory_share(config))
     disk = None
     if settings.directory is not None:
-        disk = DiskBlocks(settings.directory, settings.limit_bytes, settings.min_free)
+        disk = DiskBlocks(settings.directory, settings.limit_bytes, settings.min_free, buffers)
         stats.gauges["cache_bytes"] = disk.used_bytes
     return TieredBlocks(memory, disk, PENDING_BYTES)

@@ -7,6 +7,8 @@ from any thread; a ``requests.Session`` is lent to one request at a time: never 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import json
 import logging
 import socket
@@ -96,6 +98,7 @@ class Reply:
         self.headers = response.headers
         self.url = response.url
         self._until_wide = WIDEN_AFTER
+        self._plain = _plain_body(self.raw)
 
     def read1(self, size: int) -> bytes:
         """At least one byte and at most ``size``; b"" at the end of the body.
@@ -107,12 +110,46 @@ class Reply:
             piece = self.raw.read1(size, decode_content=False)
         except Exception as error:  # noqa: BLE001  # urllib3, ssl and http.client raise from many families
             raise_translated(error, f"reading {path_of(self.url)}")
-        self._client.stats.received_bytes += len(piece)
+        self._count(len(piece))
+        return piece
+
+    def readinto(self, buffer: memoryview) -> int:
+        """``read1`` into the caller's memory; 0 at the end of the body.
+
+        A plain body goes there straight from the socket, past urllib3, which makes a bytes object of each piece: two
+        thirds of the CPU time of receiving (measured, 256 KiB at once).
+
+        Raises:
+            Unavailable, TimedOut
+        """
+        body = self._plain
+        if body is None or not body.length or body.fp is None:
+            piece = self.read1(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece)
+        try:
+            count: int = body.fp.readinto1(buffer[: body.length])
+        except Exception as error:  # noqa: BLE001  # as above
+            raise_translated(error, f"reading {path_of(self.url)}")
+        self._count(count)
+        if count:
+            body.length -= count
+            self.raw.length_remaining = body.length
+            if not body.length:
+                self._end()
+        return count
+
+    def _end(self) -> None:
+        """Let urllib3 find that nothing is left, and take its connection back."""
+        if self.raw.read1(1, decode_content=False):
+            raise UnexpectedReply(f"reading {path_of(self.url)}: longer than its own length")
+
+    def _count(self, count: int) -> None:
+        self._client.stats.received_bytes += count
         if self._until_wide > 0:
-            self._until_wide -= len(piece)
+            self._until_wide -= count
             if self._until_wide <= 0:
                 self._widen()
-        return piece
 
     def _widen(self) -> None:
         sock = self._socket()
@@ -544,6 +581,14 @@ def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
 class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]  # untyped re-export
     def set_ok(self, cookie: object, request: object) -> bool:
         return False
+
+
+def _plain_body(raw: Any) -> Any:
+    """The standard library's response under urllib3's, when its bytes are the body as they come; else None."""
+    body = getattr(raw, "_original_response", None)
+    if not isinstance(body, http.client.HTTPResponse) or body.chunked or body.length is None:
+        return None
+    return body if isinstance(body.fp, io.BufferedReader) else None
 
 
 def content_length(reply: Reply) -> int | None:

@@ -28,14 +28,13 @@ class HttpBody:
         size = min(len(buffer), self.stop - self._at)
         if size <= 0:
             return 0
-        piece = self._reply.read1(size)
-        if not piece:
+        count = self._reply.readinto(buffer[:size])
+        if not count:
             raise Unavailable(f"{path_of(self._reply.url)}: the body ended at byte {self._at} of {self.stop}")
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
+        self._at += count
         if self._at == self.stop:
             self._finish()
-        return len(piece)
+        return count
 
     def _finish(self) -> None:
         """At the last byte: nothing may follow (a body without a length could be longer than the file was)."""

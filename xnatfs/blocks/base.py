@@ -6,6 +6,9 @@ from typing import NamedTuple, Protocol
 
 from xnatfs.model import ContentId
 
+Block = bytes | memoryview
+"""A block's bytes. Never written again once it was put or got; slices of it are cheap or copies, by its type."""
+
 
 class BlockKey(NamedTuple):
     """The span [number * unit, (number + 1) * unit) of a content, cut at its end."""
@@ -18,11 +21,11 @@ class BlockKey(NamedTuple):
 class BlockCache(Protocol):
     """Holds blocks by key. Every method is safe from any thread and never raises: a fault is a miss and one warning."""
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey) -> Block | None:
         """The block's bytes, verified against their checksum, or None."""
         ...
 
-    def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
+    def get_span(self, key: BlockKey, start: int, stop: int) -> Block | None:
         """Bytes [start, stop) of a block, cut at its end, verified too, or None. For scattered small reads."""
         ...
 
@@ -30,7 +33,7 @@ class BlockCache(Protocol):
         """Bytes of a content that are held, about: what is held twice may count twice."""
         ...
 
-    def put(self, key: BlockKey, data: bytes) -> None:
+    def put(self, key: BlockKey, data: Block) -> None:
         """Keep a block, making room first."""
         ...
 

@@ -40,7 +40,7 @@ import diskcache
 from diskcache.core import MODE_BINARY, MODE_RAW
 from xxhash import xxh3_64_intdigest
 
-from xnatfs.blocks.base import BlockKey
+from xnatfs.blocks.base import Block, BlockKey
 from xnatfs.blocks.format import (
     DISK_UNIT,
     HEADER_BYTES,
@@ -56,6 +56,7 @@ from xnatfs.blocks.format import (
     tag_of,
     write,
 )
+from xnatfs.buffers import BufferPool
 from xnatfs.model import ContentId
 
 log = logging.getLogger(__name__)
@@ -333,9 +334,11 @@ class DiskBlocks:
         directory: Made when absent, with its parents; nothing else may live in it.
         limit_bytes: Never exceeded by more than one block for each process, open contents included.
         min_free: Fraction of the file system that must stay free.
+        buffers: Where whole blocks are read into.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int, min_free: float) -> None:
+    def __init__(self, directory: Path, limit_bytes: int, min_free: float, buffers: BufferPool | None = None) -> None:
+        self._buffers = buffers
         self._directory = directory
         self._root = str(directory)
         self._limit = limit_bytes
@@ -358,10 +361,10 @@ class DiskBlocks:
 
     # -- BlockCache ----------------------------------------------------------------------------------------------
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey) -> Block | None:
         return self.get_span(key, 0, key.unit)
 
-    def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
+    def get_span(self, key: BlockKey, start: int, stop: int) -> Block | None:
         """Bytes [start, stop) of a block, verified, or None; reads little more than that from disk."""
         if not self._readable:
             self._open()
@@ -376,7 +379,7 @@ class DiskBlocks:
             self._complain("reading a block", exc)
             return None
         try:
-            data = read_span(fd, place, key, start, stop)
+            data = read_span(fd, place, key, start, stop, self._buffers)
         except Damaged as exc:
             self._drop_damaged(place, exc)
             return None
@@ -389,7 +392,7 @@ class DiskBlocks:
             self._note_use(tag_of(key.content))
         return data
 
-    def put(self, key: BlockKey, data: bytes) -> None:
+    def put(self, key: BlockKey, data: Block) -> None:
         place, tag, size = place_of(key), tag_of(key.content), on_disk(len(data))
         if len(data) > key.unit or size > self._limit:
             return
@@ -499,7 +502,7 @@ class DiskBlocks:
         finally:
             os.close(fd)
 
-    def _write(self, place: Place, key: BlockKey, data: bytes) -> None:
+    def _write(self, place: Place, key: BlockKey, data: Block) -> None:
         """Write a booked block; take it back if that fails."""
         try:
             fd = _open_to_write(f"{self._root}/{place.filename}")

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from xnatfs.blocks.base import BlockKey
+from xnatfs.blocks.base import Block, BlockKey
+from xnatfs.buffers import BufferPool
 from xnatfs.model import ContentId
 
 # Blocks are checksummed in this many chunks, so that 4 KB can be read and verified without reading 1 MiB: a part of a
@@ -117,7 +118,7 @@ def _chunk_bytes(unit: int) -> int:
     return max(SMALLEST_CHUNK, -(-unit // CHUNKS))
 
 
-def header_of(key: BlockKey, data: bytes) -> bytes:
+def header_of(key: BlockKey, data: Block) -> bytes:
     chunk = _chunk_bytes(key.unit)
     view = memoryview(data)
     sums = [xxh3_64_intdigest(view[at : at + chunk]) for at in range(0, len(data), chunk)]
@@ -142,7 +143,9 @@ def is_empty(fd: int, place: Place) -> bool:
     return header == bytes(len(header))
 
 
-def read_span(fd: int, place: Place, key: BlockKey, start: int, stop: int) -> bytes | None:
+def read_span(
+    fd: int, place: Place, key: BlockKey, start: int, stop: int, buffers: BufferPool | None = None
+) -> Block | None:
     """Bytes [start, stop) of a block, cut at its end, read in whole chunks and verified; None where there is none.
 
     Raises:
@@ -157,7 +160,7 @@ def read_span(fd: int, place: Place, key: BlockKey, start: int, stop: int) -> by
         return b""
     chunk = _chunk_bytes(key.unit)
     begin, end = start // chunk * chunk, min(length, -(-stop // chunk) * chunk)
-    data = _verified(fd, place, chunk, sums, begin, end)
+    data = _verified(fd, place, chunk, sums, begin, end, buffers)
     return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
 
 
@@ -176,20 +179,27 @@ def check(fd: int, place: Place) -> int | None:
     return length
 
 
-def _verified(fd: int, place: Place, chunk: int, sums: list[int], begin: int, end: int) -> bytes:
+def _verified(
+    fd: int, place: Place, chunk: int, sums: list[int], begin: int, end: int, buffers: BufferPool | None = None
+) -> memoryview:
     """Bytes [begin, end) of a block, both at the edge of a chunk or the block's end."""
-    # os.pread makes bytes of exactly this size and reads into them: no second copy.
-    data = os.pread(fd, end - begin, place.offset + HEADER_BYTES + begin)
-    if len(data) != end - begin:
+    offset = place.offset + HEADER_BYTES + begin
+    if buffers is not None and end - begin == buffers.size:
+        view = memoryview(buffers.take(end - begin))
+        count = os.preadv(fd, [view], offset)
+        view = view.toreadonly()
+    else:  # os.pread makes bytes of exactly this size and reads into them: no second copy
+        view = memoryview(os.pread(fd, end - begin, offset))
+        count = len(view)
+    if count != end - begin:
         raise Damaged("it is cut short")
-    view = memoryview(data)
-    for index, at in enumerate(range(0, len(data), chunk), begin // chunk):
+    for index, at in enumerate(range(0, end - begin, chunk), begin // chunk):
         if xxh3_64_intdigest(view[at : at + chunk]) != sums[index]:
             raise Damaged("its bytes do not match their checksum")
-    return data
+    return view
 
 
-def write(fd: int, place: Place, key: BlockKey, data: bytes) -> None:
+def write(fd: int, place: Place, key: BlockKey, data: Block) -> None:
     """Put a block in its place, the header last: until then a reader, or a later process, finds nothing there."""
     header = header_of(key, data)
     for part, offset in ((data, place.offset + HEADER_BYTES), (header, place.offset)):

@@ -1,6 +1,6 @@
 """A bounded store of recently used blocks in memory: what serves the many small reads of one block.
 
-Not a second copy: values are the very ``bytes`` objects that were put. Knows no files and starts no thread.
+Not a second copy: values are the very objects that were put. Knows no files and starts no thread.
 One lock guards everything and is never held longer than a few dictionary operations; any thread may call.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from xnatfs.blocks.base import BlockKey
+from xnatfs.blocks.base import Block, BlockKey
 from xnatfs.model import ContentId
 
 # Python objects around one block (key, dictionary slots, bytes header). tracemalloc on 3.11: 270 bytes for a block of
@@ -26,8 +26,8 @@ class MemoryBlocks:
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._lock = threading.Lock()
-        self._free: OrderedDict[BlockKey, bytes] = OrderedDict()  # guarded by _lock; oldest use first
-        self._held: OrderedDict[BlockKey, bytes] = OrderedDict()  # guarded by _lock; blocks of held contents
+        self._free: OrderedDict[BlockKey, Block] = OrderedDict()  # guarded by _lock; oldest use first
+        self._held: OrderedDict[BlockKey, Block] = OrderedDict()  # guarded by _lock; blocks of held contents
         self._holds: dict[ContentId, int] = {}  # guarded by _lock
         self._keys: dict[ContentId, set[BlockKey]] = {}  # guarded by _lock; every key kept, by content
         self._notes: OrderedDict[ContentId, str] = OrderedDict()  # guarded by _lock
@@ -38,7 +38,7 @@ class MemoryBlocks:
         """What the blocks take in memory, Python's own share included."""
         return self._used
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey) -> Block | None:
         with self._lock:
             data = self._free.get(key)
             if data is not None:
@@ -49,7 +49,7 @@ class MemoryBlocks:
                 self._held.move_to_end(key)
             return data
 
-    def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
+    def get_span(self, key: BlockKey, start: int, stop: int) -> Block | None:
         data = self.get(key)
         return None if data is None else data[start:stop]
 
@@ -58,7 +58,7 @@ class MemoryBlocks:
             keys = self._keys.get(content, ())
             return sum(len(self._free.get(key) or self._held.get(key) or b"") for key in keys)
 
-    def put(self, key: BlockKey, data: bytes) -> None:
+    def put(self, key: BlockKey, data: Block) -> None:
         cost = len(data) + OVERHEAD_BYTES
         with self._lock:
             self._forget(key)
@@ -125,7 +125,7 @@ class MemoryBlocks:
         if not keys:
             del self._keys[key.content]
 
-    def _move(self, content: ContentId, source: OrderedDict[BlockKey, bytes], to: OrderedDict[BlockKey, bytes]) -> None:
+    def _move(self, content: ContentId, source: OrderedDict[BlockKey, Block], to: OrderedDict[BlockKey, Block]) -> None:
         """Carry a content's blocks over, as most recently used. The caller holds ``_lock``."""
         for key in sorted(self._keys.get(content, ()), key=lambda key: key.number):
             to[key] = source.pop(key)

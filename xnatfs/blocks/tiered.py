@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
-from xnatfs.blocks.base import BlockKey
+from xnatfs.blocks.base import Block, BlockKey
 from xnatfs.blocks.disk import DiskBlocks
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.model import ContentId
@@ -25,7 +25,7 @@ class _Load:
     """One block on its way from disk: the first thread reads it, the others wait for that."""
 
     done: threading.Event = field(default_factory=threading.Event)
-    data: bytes | None = None
+    data: Block | None = None
 
 
 class TieredBlocks:
@@ -45,7 +45,7 @@ class TieredBlocks:
         self._queue: deque[BlockKey | ContentId] = (
             deque()
         )  # guarded by _changed; what is no longer in _blocks or _notes is skipped
-        self._blocks: dict[BlockKey, bytes] = {}  # guarded by _changed; queued or being written
+        self._blocks: dict[BlockKey, Block] = {}  # guarded by _changed; queued or being written
         self._notes: dict[ContentId, str] = {}  # guarded by _changed; queued or being written
         self._pending_bytes = 0  # guarded by _changed; sum of _blocks
         self._writing: ContentId | None = None  # guarded by _changed
@@ -55,7 +55,7 @@ class TieredBlocks:
         self._loads: dict[BlockKey, _Load] = {}  # guarded by _loads_lock
         self._loads_lock = threading.Lock()
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey) -> Block | None:
         data = self._memory.get(key)
         if data is not None or self._disk is None:
             return data
@@ -63,7 +63,7 @@ class TieredBlocks:
         data = self._blocks.get(key)
         return data if data is not None else self._load(key, self._disk)
 
-    def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
+    def get_span(self, key: BlockKey, start: int, stop: int) -> Block | None:
         """Bytes [start, stop) of a block, cut at its end, for scattered small reads: a miss in memory reads and
         verifies a sixteenth of the block on disk, and memory keeps what it has."""
         data = self._memory.get(key)
@@ -80,7 +80,7 @@ class TieredBlocks:
             pending = sum(len(data) for key, data in self._blocks.items() if key.content == content)
         return pending + self._disk.kept_bytes(content)
 
-    def put(self, key: BlockKey, data: bytes) -> None:
+    def put(self, key: BlockKey, data: Block) -> None:
         self._memory.put(key, data)
         if self._disk is None:
             return
@@ -154,7 +154,7 @@ class TieredBlocks:
         if self._disk is not None:
             self._disk.close()
 
-    def _load(self, key: BlockKey, disk: DiskBlocks) -> bytes | None:
+    def _load(self, key: BlockKey, disk: DiskBlocks) -> Block | None:
         """Read a block from disk into memory, once for all threads that ask: readahead asks in many small pieces."""
         with self._loads_lock:
             load = self._loads.get(key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from xnatfs.blocks.base import Block
 from xnatfs.errors import ArchiveError, StaleContent
 from xnatfs.model import ContentId, Entry
 from xnatfs.reading.validators import validators_agree
@@ -58,7 +59,7 @@ class Flight:
         self.served = False  # True once bytes of this version have gone to a reader
         self.started = False  # True once a transfer has been
         self._needs: list[Need] = []  # guarded by cond
-        self._kept: list[tuple[int, bytes]] = []  # guarded by cond: pieces some need overlaps, with their offset
+        self._kept: list[tuple[int, Block]] = []  # guarded by cond: pieces some need overlaps, with their offset
 
     def pin(self, validator: str) -> ContentId | None:
         """The content to keep a response under, or None when it is not of the version pinned before."""
@@ -101,7 +102,7 @@ class Flight:
     def _needed(self, start: int, stop: int) -> bool:
         return any(need.start < stop and start < need.stop for need in self._needs)
 
-    def keep(self, start: int, data: bytes) -> None:
+    def keep(self, start: int, data: Block) -> None:
         """Hold a finished piece for the readers that wait for it. Call under ``cond``."""
         if self._needed(start, start + len(data)):
             self._kept.append((start, data))

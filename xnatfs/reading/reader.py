@@ -10,6 +10,7 @@ import time
 
 from xnatfs.archives.base import Archive
 from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.buffers import BufferPool
 from xnatfs.config import ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
 from xnatfs.model import ContentId, Entry
@@ -51,7 +52,13 @@ class BlockReader:
     """Reads files of one archive through one block cache."""
 
     def __init__(
-        self, archive: Archive, cache: BlockCache, config: ReadConfig, block_size: int, stats: Stats | None = None
+        self,
+        archive: Archive,
+        cache: BlockCache,
+        config: ReadConfig,
+        block_size: int,
+        stats: Stats | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
         if block_size % GRAIN:
             raise ValueError(f"block size {block_size} is not a multiple of {GRAIN}")
@@ -59,6 +66,7 @@ class BlockReader:
         self._cache = cache
         self._config = config
         self._block_size = block_size
+        self._buffers = buffers or BufferPool(block_size, config.max_window // block_size)
         self._slots = TransferSlots(config.max_transfers, config.timeout_s)
         self._stats = stats or Stats()
         self._stats.gauges["transfers"] = lambda: self._slots.count
@@ -264,7 +272,7 @@ class BlockReader:
 
     def _new_transfer(self, flight: Flight, at: int, stop: int, window: int) -> Transfer:
         """Under the flight's condition."""
-        transfer = Transfer(flight, self._archive, self._cache, self._config, self._block_size, self._slots)
+        transfer = Transfer(flight, self._archive, self._cache, self._config, self._slots, self._buffers)
         start = at // GRAIN * GRAIN
         transfer.begin(start, request_stop(start, stop, flight.size, window), stop, window)
         flight.add(transfer)

@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from xnatfs.archives.base import Archive, RangeStream
-from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.blocks.base import Block, BlockCache, BlockKey
+from xnatfs.buffers import BufferPool
 from xnatfs.config import KIB, MIB, ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, TimedOut, Unavailable
 from xnatfs.reading.flight import Flight, stale
@@ -58,14 +59,21 @@ class Transfer:
     """
 
     def __init__(
-        self, flight: Flight, archive: Archive, cache: BlockCache, config: ReadConfig, block_size: int, slots: Slots
+        self,
+        flight: Flight,
+        archive: Archive,
+        cache: BlockCache,
+        config: ReadConfig,
+        slots: Slots,
+        buffers: BufferPool,
     ) -> None:
         self._flight = flight
         self._archive = archive
         self._cache = cache
         self._config = config
-        self._block_size = block_size
+        self._block_size = buffers.size
         self._slots = slots
+        self._buffers = buffers
         self._stream: RangeStream | None = None
         self._content: ContentId | None = None
         self._cond = flight.cond
@@ -230,10 +238,10 @@ class Transfer:
         try:
             while self.position < stream.stop:
                 start, length, unit = self._next_piece(stream.stop)
-                piece = bytearray(length)
+                piece = self._buffers.take(length)
                 if not self._fill(stream, start, piece):
                     return
-                data = bytes(piece)
+                data = memoryview(piece).toreadonly()  # nothing writes to it any more: kept as it is, not copied
                 if hasher is not None:
                     hasher.update(data)
                     if start + length == stream.stop and hasher.hexdigest() != digest:
@@ -259,7 +267,7 @@ class Transfer:
                 self._advance_to(start + filled)
         return True
 
-    def _publish(self, start: int, data: bytes, unit: int) -> None:
+    def _publish(self, start: int, data: Block, unit: int) -> None:
         """Keep a whole piece, then let its readers have it: in this order a reader that comes late finds it kept."""
         if unit:
             assert self._content is not None
@@ -373,13 +381,13 @@ class _Hasher:
 
     def __init__(self, threaded: bool) -> None:
         self._md5 = hashlib.md5(usedforsecurity=False)
-        self._queue: queue.Queue[bytes | None] | None = None
+        self._queue: queue.Queue[Block | None] | None = None
         if threaded:
             self._queue = queue.Queue(HASH_AHEAD)
             self._thread = threading.Thread(target=self._work, args=(self._queue,), name="xnatfs-md5", daemon=True)
             self._thread.start()
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: Block) -> None:
         if self._queue is None:
             self._md5.update(data)
         else:
@@ -395,6 +403,6 @@ class _Hasher:
             self._thread.join()
             self._queue = None
 
-    def _work(self, pieces: queue.Queue[bytes | None]) -> None:
+    def _work(self, pieces: queue.Queue[Block | None]) -> None:
         while (data := pieces.get()) is not None:
             self._md5.update(data)
