@@ -21,6 +21,7 @@ class Credentials:
     secret: str | None = field(default=None, repr=False)
     origin: str = "anonymous"  # where it was found, for messages and `doctor`
     is_token: bool = False  # an alias token of `xnatfs login`: it ends, and is made anew there
+    session_token: str | None = field(default=None, repr=False)  # beside temporary AWS keys
 
 
 @dataclass(frozen=True, slots=True)

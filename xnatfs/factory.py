@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ARCHIVES = {
     "https": "xnatfs.archives.xnat:XnatArchive",
     "http": "xnatfs.archives.xnat:XnatArchive",
+    "s3": "xnatfs.archives.s3:S3Archive",
 }
 """Scheme of a SOURCE -> the class that reads it, imported when it is asked for."""
 

@@ -12,18 +12,20 @@ from hashlib import md5
 
 import pytest
 
+from tests.helpers.object_server import ObjectServer
 from tests.helpers.server import DemoServer
 from tests.helpers.trees import run_together
 from tests.helpers.truth import project_truth
 from xnatfs.archives.base import Archive, RangeStream
 from xnatfs.archives.memory import MemoryArchive
+from xnatfs.archives.s3 import S3Archive
 from xnatfs.archives.xnat import XnatArchive
 from xnatfs.archives.xnat_tables import listing_id
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing
 
-ARCHIVES = ["memory-ranged", "memory-whole-files", "memory-one-listing", "xnat", "xnat-ranged"]
+ARCHIVES = ["memory-ranged", "memory-whole-files", "memory-one-listing", "xnat", "xnat-ranged", "s3", "s3-in-pages"]
 
 Known = tuple[int, str]  # size, md5
 
@@ -90,11 +92,39 @@ def xnat_case(server: DemoServer) -> Case:
     return Case(archive, "DEMO/DEMO_002", files, sample, lambda: len(server.log()["requests"]), gone)
 
 
+@pytest.fixture(scope="module")
+def objects() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        yield server
+
+
+OBJECTS = {
+    "S/scans/1/a.dcm": bytes(range(256)) * 40,
+    "S/scans/1/sub/b.dcm": b"",
+    "S/scans/2/a.dcm": b"two",
+    "notes + more.txt": b"notes",
+}
+KNOWN = {path: (len(data), md5(data).hexdigest()) for path, data in OBJECTS.items()}
+
+
+def s3_case(server: ObjectServer, url: str) -> Case:
+    archive = S3Archive(url, Credentials(), HttpConfig(), TreeConfig(), "tests/1")
+    gone = Entry("gone", "P/gone/", True, listing="/P/gone/")
+    return Case(archive, "P", KNOWN, "S/scans/1/a.dcm", lambda: len(server.asked), gone)
+
+
 @pytest.fixture(params=ARCHIVES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     kind = request.param
     if kind.startswith("memory"):
         case = memory_case(ranged=kind != "memory-whole-files", one_listing=kind == "memory-one-listing")
+    elif kind.startswith("s3"):
+        objects: ObjectServer = request.getfixturevalue("objects")
+        objects.reset()
+        objects.page_keys = 2 if kind == "s3-in-pages" else 1000
+        objects.fill("bucket", {f"top/P/{path}": data for path, data in OBJECTS.items()})
+        case = s3_case(objects, f"s3://bucket?endpoint={objects.url}")
+        case = replace(case, top="top/P", gone=Entry("gone", "top/P/gone/", True, listing="/top/P/gone/"))
     else:
         server: DemoServer = request.getfixturevalue("server")
         server.reset()

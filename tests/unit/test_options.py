@@ -218,6 +218,10 @@ def test_settings_reach_the_records_of_the_layers_below() -> None:
         ("host:8443/ctx#/P", "https", "https://host:8443/ctx", "/P"),
         ("http://[::1]:8080#/P", "http", "http://[::1]:8080", "/P"),
         ("https://host#/P/S/E/scans/3-T1 #2?.nii", "https", "https://host", "/P/S/E/scans/3-T1 #2?.nii"),
+        ("s3://Bucket_1/pre fix/#a/b", "s3", "s3://Bucket_1/pre fix", "/a/b"),
+        ("S3://b?endpoint=http://127.0.0.1:9/x", "s3", "s3://b?endpoint=http://127.0.0.1:9/x", "/"),
+        ("web+https://host/data/", "web+https", "web+https://host/data", "/"),
+        ("file:///data/x", "file", "file:///data/x", "/"),
     ],
 )
 def test_source_is_read_as_server_and_path(text: str, scheme: str, url: str, inside: str) -> None:
@@ -236,7 +240,8 @@ def test_source_is_read_as_server_and_path(text: str, scheme: str, url: str, ins
         ("https://host:port", "host or port cannot be read"),
         ("https://host:99999", "host or port cannot be read"),
         ("https://[::1", "host or port cannot be read"),
-        ("ftp://host", "begins with ftp://"),
+        ("s3://", "names no place"),
+        ("s3://b/../c", "goes up"),
         ("https://host#/P/../Q", "goes up"),
     ],
 )
@@ -253,6 +258,7 @@ def test_a_source_that_is_no_server_is_refused(text: str, reason: str) -> None:
         "https://mary:s3cret@host:port",
         "xnat://s3cret@host",
         "ftp://m:s3cret@host",
+        "s3://s3cret@bucket/prefix",
     ],
 )
 def test_a_password_in_the_source_is_refused_and_not_repeated(text: str) -> None:

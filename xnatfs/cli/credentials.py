@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import click
 
 from xnatfs.cli.options import Invocation, Settings, default_token_path, parse_source
+from xnatfs.cli.sources import find_object_credentials
 from xnatfs.cli.tokens import StoredToken, TokenFile
 from xnatfs.config import Config, Credentials, Source
 from xnatfs.errors import ArchiveError, CredentialsError, LoginFailed
@@ -61,7 +62,10 @@ def config_for(source_text: str, settings: Settings) -> Config:
     source = parse_source(source_text)
     prompt = ask_password if sys.stdin is not None and sys.stdin.isatty() else None
     tokens = TokenFile(default_token_path())
-    found = find_credentials(source, settings, os.environ, Path("~").expanduser(), prompt, tokens)
+    home = Path("~").expanduser()
+    found = find_object_credentials(source, settings, os.environ, home)
+    if found is None:
+        found = find_credentials(source, settings, os.environ, home, prompt, tokens)
     if found.is_token:
         found = renewed(tokens, source, settings)
     context = click.get_current_context(silent=True)

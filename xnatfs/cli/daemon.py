@@ -176,7 +176,7 @@ def _point_at(descriptor: int, file: Path | None) -> None:
 def forget_secrets() -> None:
     """Take passwords out of the environment, so that no program we start (fusermount) gets them."""
     for name in list(os.environ):
-        if name.upper().startswith("XNAT") and any(word in name.upper() for word in SECRET_WORDS):
+        if name.upper().startswith(("XNAT", "AWS")) and any(word in name.upper() for word in SECRET_WORDS):
             del os.environ[name]
 
 

@@ -619,7 +619,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 def parse_source(text: str) -> Source:
     """Read ``https://host[/context][#/PROJECT[/SUBJECT[/SESSION]]]``; also ``http://``, ``xnat://`` and a bare host.
 
-    The last two mean https.
+    The last two mean https. Any other scheme is for ``cli/sources.py``, and so is ``dataset:NAME``.
     What follows the ``#`` is a path in the tree, written as ``ls`` shows it (not percent-encoded).
 
     Raises:
@@ -629,6 +629,11 @@ def parse_source(text: str) -> Source:
     from urllib.parse import urlsplit
 
     address, _, fragment = text.partition("#")
+    scheme = address.partition("://")[0].lower() if "://" in address else ""
+    if scheme and scheme not in ("https", "http", "xnat"):
+        from xnatfs.cli.sources import parse_object_source
+
+        return parse_object_source(address, _inside(fragment))
     if re.search(r"[\x00-\x20\x7f]", address) or not address or address[0] in "./~":
         raise UsageError(f"SOURCE {address!r} is not a server", "write https://host, or https://host#/PROJECT")
     if "://" not in address:
@@ -644,8 +649,6 @@ def parse_source(text: str) -> Source:
             "leave it out; use --user, ~/.netrc or XNAT_USER and XNAT_PASS",
         )
     scheme = parts.scheme.lower()
-    if scheme not in ("https", "http", "xnat"):
-        raise UsageError(f"SOURCE begins with {scheme}://, which is not known", "write https://host or xnat://host")
     if not parts.hostname or parts.query:
         raise UsageError(f"SOURCE {address!r} is not a server", "write https://host, or https://host#/PROJECT")
     transport = "http" if scheme == "http" else "https"
