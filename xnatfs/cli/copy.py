@@ -1,0 +1,341 @@
+"""``xnatfs get`` and ``xnatfs prefetch``: many files at once, from an archive to a disk or into a mount's cache.
+
+``get`` reads through the tree that a mount shows, without FUSE; ``prefetch`` reads through a mount, so that what comes
+lands in that mount's cache. Both may be run again: what is there already is left out. ``cli/work.py`` runs the jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from xnatfs.cli.inspect import Archives, Place, copy_bytes
+from xnatfs.cli.main import describe, exit_code_for, hint_for, report_error
+from xnatfs.cli.options import CACHE, MESSAGES, SERVER, VIEW, Invocation, OptionsCommand, Settings, with_options
+from xnatfs.cli.text import size_text
+from xnatfs.cli.work import Advance, Failure, Job, Progress, Summary, run_jobs
+from xnatfs.config import MIB
+from xnatfs.errors import CorruptContent, UsageError
+
+if TYPE_CHECKING:
+    from xnatfs.tree.vfs import Node
+
+VERSION_ATTRIBUTE = "user.xnatfs.version"
+"""On a copied file: the hash of what the archive called its version, so that running again need not read it."""
+
+PART = ".xnatfs-part-"
+"""A file on its way: renamed when it is whole. A name of its own length, since a target's may have 255 bytes."""
+
+_JOBS = click.option("--jobs", default=4, show_default=True, type=click.IntRange(1, 64), help="Files at once.")
+_DRY = click.option("--dry-run", is_flag=True, help="Only print what would be done, a path a line.")
+_REPORT = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what was done, and what failed why, as JSON.",
+)
+
+
+@click.command(cls=OptionsCommand)
+@click.argument("source", metavar="SOURCE[#/PATH]")
+@click.argument("dest", type=click.Path(path_type=Path))
+@_JOBS
+@_DRY
+@_REPORT
+@with_options(SERVER, VIEW, CACHE, MESSAGES)
+def get(source: str, dest: Path, jobs: int, dry_run: bool, report: Path | None, settings: Settings) -> int:
+    """Copy a file or a directory of an archive to DEST, without mounting it.
+
+    DEST becomes what PATH is: the files of a directory land below it, and running the same command again copies what
+    is missing, has changed, or failed. Each file is checked against the archive's size and digest before it gets its
+    name.
+    """
+    with Archives(settings) as archives:
+        place = archives.locate(source)
+        top = place.vfs.lookup(place.path)
+        if not top.is_dir and dest.is_dir():
+            dest = dest / top.name
+        found = _to_copy(place, top, dest)
+        summary = _run("copying", found, jobs, dry_run)
+    return _conclude("get", summary, dry_run, report, {"source": source, "dest": str(dest)})
+
+
+@click.command(cls=OptionsCommand)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_JOBS
+@_DRY
+@_REPORT
+@with_options(MESSAGES)
+def prefetch(paths: tuple[Path, ...], jobs: int, dry_run: bool, report: Path | None, settings: Settings) -> int:
+    """Fill the cache of a mount with files below PATH, so that programs need not wait for them.
+
+    PATHs are files or directories of a mounted archive. What is cached already is left out.
+    """
+    for path in paths:
+        _check_room(path, _mount_of(path))
+    summary = _run("fetching", _to_fetch(paths), jobs, dry_run)
+    return _conclude("prefetch", summary, dry_run, report, {"paths": [str(path) for path in paths]})
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _run(what: str, jobs: Iterator[Job], workers: int, dry_run: bool) -> Summary:
+    failure = _reporter()
+    if not dry_run:
+        return run_jobs(jobs, workers, Progress(what), failure)
+    summary = Summary()
+    for job in jobs:
+        try:
+            due = job.is_due()
+        except OSError as exc:
+            summary.failures.append(failure(job, exc))
+            summary.first = summary.first or exc
+            continue
+        if due:
+            summary.done += 1
+            summary.done_bytes += job.size
+            sys.stdout.buffer.write(os.fsencode(job.path) + b"\n")
+        else:
+            summary.skipped += 1
+            summary.skipped_bytes += job.size
+    sys.stdout.buffer.flush()
+    return summary
+
+
+def _reporter() -> Callable[[Job, OSError], Failure]:
+    """Tells the user of a failure, from any thread, and says how the report puts it."""
+    invocation = click.get_current_context().find_root().ensure_object(Invocation)  # worker threads have no context
+
+    def failure(job: Job, error: OSError) -> Failure:
+        why, hint = describe(error), hint_for(error, invocation)
+        report_error(why if job.path in why else f"{job.path}: {why}", hint)
+        return Failure(job.path, errno.errorcode.get(error.errno or 0, "EIO"), why, hint)
+
+    return failure
+
+
+def _conclude(command: str, summary: Summary, dry_run: bool, report: Path | None, what: dict[str, object]) -> int:
+    """Say what became of it, write the report, and settle the exit code: that of the first failure."""
+    if report is not None:
+        summary.write(report, command=command, dry_run=dry_run, **what)
+    verb = "to do" if dry_run else "done"
+    parts = [f"{summary.done} files {verb} ({size_text(summary.done_bytes)})"]
+    if summary.skipped:
+        parts.append(f"{summary.skipped} there already")
+    if summary.failures:
+        parts.append(f"{len(summary.failures)} failed")
+    click.echo(f"{command}: {', '.join(parts)}", err=True)
+    if summary.stopped:
+        report_error(f"{command}: stopped: {summary.stopped}", "run the same command again to go on from here")
+    elif summary.failures:
+        report_error(f"{command}: not complete", "run the same command again: it tries only what is missing")
+    if summary.first is not None:
+        return exit_code_for(summary.first, click.get_current_context().find_root().ensure_object(Invocation))
+    return 1 if summary.stopped else 0
+
+
+def _failing(path: str, error: OSError) -> Job:
+    """A directory that cannot be listed, as a job: it fails when its turn comes."""
+
+    def fail(*_: object) -> bool:
+        raise error
+
+    return Job(path, 0, fail, fail)
+
+
+# --- get --------------------------------------------------------------------------------------------------------------
+
+
+def _to_copy(place: Place, node: Node, target: Path) -> Iterator[Job]:
+    """A job for each file at and below a place; for a directory that cannot be listed, one that fails."""
+    pending = [(place, node, target)]
+    while pending:
+        here, node, target = pending.pop()
+        if not node.is_dir:
+            yield _copy_job(here, max(node.size, 0), target)
+            continue
+        try:
+            nodes: Sequence[Node] = here.vfs.listdir(here.path)
+        except OSError as exc:
+            yield _failing(here.path, exc)
+            continue
+        pending.extend((here.child(one.name), one, target / one.name) for one in reversed(nodes))
+
+
+def _copy_job(place: Place, size: int, target: Path) -> Job:
+    def is_due() -> bool:
+        return not _is_there(target, place.vfs.lookup(place.path))
+
+    def run(advance: Advance) -> bool:
+        node = place.vfs.lookup(place.path)  # now with its size
+        if _is_there(target, node):
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(place, node, target, advance)
+        return True
+
+    return Job(place.path, size, run, is_due)
+
+
+def _is_there(target: Path, node: Node) -> bool:
+    """Whether the file was copied before and neither it nor the archive's version has changed since."""
+    try:
+        found = target.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != node.size:
+        return False
+    if node.mtime_ns and found.st_mtime_ns // 10**9 != node.mtime_ns // 10**9:
+        return False
+    with contextlib.suppress(OSError):
+        return os.getxattr(target, VERSION_ATTRIBUTE) == _version(node)
+    if node.entry.digest:  # a file system without attributes, or a copy that another program made
+        with target.open("rb") as file:
+            return _md5_of(file) == node.entry.digest
+    return bool(node.mtime_ns)
+
+
+def _version(node: Node) -> bytes:
+    text = f"{node.entry.key}\0{node.entry.version}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest().encode()
+
+
+def _md5_of(file: BinaryIO) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    while piece := file.read(MIB):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _copy(place: Place, node: Node, target: Path, advance: Advance) -> None:
+    """Copy one file beside its target, check it, and give it its name."""
+    name = hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
+    part = target.parent / f"{PART}{name}"
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        _claim(file, part, target)
+        file.truncate()
+        digest = hashlib.md5(usedforsecurity=False) if node.entry.digest else None
+
+        def write(piece: memoryview) -> None:
+            view = piece
+            while view:  # a full disk takes a part without an error
+                view = view[file.write(view) :]
+            if digest is not None:
+                digest.update(piece)
+            advance(len(piece))
+
+        try:
+            copy_bytes(place.vfs, place.path, write)
+            if digest is not None and digest.hexdigest() != node.entry.digest:
+                raise CorruptContent(f"{place.path}: the MD5 of what came is not the archive's")
+            with contextlib.suppress(OSError):
+                os.setxattr(file.fileno(), VERSION_ATTRIBUTE, _version(node))
+            if node.mtime_ns:
+                os.utime(file.fileno(), ns=(node.mtime_ns, node.mtime_ns))
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)  # what has passed is in the block cache: the next run does not ask for it
+            raise
+
+
+def _claim(file: FileIO, part: Path, target: Path) -> None:
+    """Let no other process write the same part, nor truncate what has just got its name.
+
+    Raises:
+        OSError: EBUSY, somebody else is at it.
+    """
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), part.lstat()):
+            return
+    raise OSError(errno.EBUSY, "another xnatfs get is copying it", str(target))
+
+
+# --- prefetch ---------------------------------------------------------------------------------------------------------
+
+
+def _mount_of(path: Path) -> Path:
+    """The mount point of ours that a path lies below.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from xnatfs.frontends.mountpoint import OWN_TYPE, find_mount, resolve
+
+    here = resolve(path)
+    for above in (here, *here.parents):
+        mounted = find_mount(above)
+        if mounted is not None:
+            if mounted.fs_type == OWN_TYPE:
+                return above
+            break
+    raise UsageError(f"prefetch {path}: not below a mount of xnatfs", "mount it first, or copy with: xnatfs get")
+
+
+def _check_room(path: Path, mountpoint: Path) -> None:
+    """Refuse to fill a cache that is not there."""
+    from xnatfs.cli import daemon
+    from xnatfs.cli.control import ask
+
+    for record in daemon.recorded(os.getuid()):
+        if record.mountpoint == mountpoint and record.alive:
+            with contextlib.suppress(OSError):
+                if ask(record.socket).get("cache_directory") is None:
+                    raise UsageError(f"prefetch {path}: that mount keeps no cache on disk", "mount it with --cache-dir")
+
+
+def _to_fetch(paths: Sequence[Path]) -> Iterator[Job]:
+    for top in paths:
+        pending = [top]
+        while pending:
+            path = pending.pop()
+            try:
+                found = path.lstat()
+                if not stat.S_ISDIR(found.st_mode):
+                    yield _fetch_job(path, found.st_size)
+                    continue
+                with os.scandir(path) as entries:
+                    pending.extend(Path(entry.path) for entry in reversed(list(entries)))
+            except OSError as exc:
+                yield _failing(str(path), exc)
+
+
+def _fetch_job(path: Path, size: int) -> Job:
+    def is_due() -> bool:
+        return _cached_percent(path) < 100
+
+    def run(advance: Advance) -> bool:
+        if not is_due():
+            return False
+        got = 0
+        buffer = memoryview(bytearray(MIB))
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                got += count
+                advance(count)
+            # The kernel need not keep a second copy of what is in the cache.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if got != size:
+            raise CorruptContent(f"{path}: {got} of {size} bytes")
+        return True
+
+    return Job(str(path), size, run, is_due)
+
+
+def _cached_percent(path: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(os.getxattr(path, "user.xnat.cached"))
+    return 0
