@@ -22,6 +22,7 @@ class Credentials:
     origin: str = "anonymous"  # where it was found, for messages and `doctor`
     is_token: bool = False  # an alias token of `xnatfs login`: it ends, and is made anew there
     session_token: str | None = field(default=None, repr=False)  # beside temporary AWS keys
+    holder: str | None = None  # whose token it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class CacheConfig:
 class ListingConfig:
     ttl_s: float = 300.0
     memory_entries: int = 200_000  # parsed entries kept; about 0.5 KB each
+    offline: bool = False  # nothing is asked: what is stored is served, whatever its age
+    ahead: int = 3  # listings that a crawl may have under way; 0: none
 
 
 @dataclass(frozen=True, slots=True)

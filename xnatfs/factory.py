@@ -6,13 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.archives.base import Archive
+from xnatfs.archives.kept import KeptDocuments, OfflineArchive
 from xnatfs.blocks.base import BlockCache
 from xnatfs.buffers import BufferPool
-from xnatfs.config import MIB, Config
+from xnatfs.config import MIB, CacheConfig, Config
 from xnatfs.errors import UsageError
 from xnatfs.reading.reader import BlockReader
 from xnatfs.stats import Stats
 from xnatfs.tree.listing import ListingCache
+from xnatfs.tree.stored import ListingStore
 from xnatfs.tree.vfs import ArchiveVFS
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ ARCHIVES = {
     "s3": "xnatfs.archives.s3:S3Archive",
 }
 """Scheme of a SOURCE -> the class that reads it, imported when it is asked for."""
+
+LISTINGS_SHARE = 20
+LISTINGS_BYTES = 512 * MIB
+"""Stored listings take at most a twentieth of the cache's cap, and 512 MiB: ten million files at about 50 bytes."""
 
 PENDING_BYTES = 32 * MIB
 """Bytes that may wait to be written to disk before a transfer has to wait: about 30 ms of a fast one."""
@@ -42,11 +48,16 @@ def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
     """
     stats = stats or Stats()
     archive = open_archive(config, stats)
+    if config.listing.offline:
+        archive = OfflineArchive(archive)
     block_size = config.cache.block_size
     buffers = BufferPool(block_size, memory_share(config) // block_size + IN_FLIGHT)
     cache = open_cache(config, stats, buffers)
+    store = open_listings(config)
+    if store is not None:
+        archive = KeptDocuments(archive, store.document)
     reader = BlockReader(archive, cache, config.read, block_size, stats, buffers)
-    listings = ListingCache(archive, config.listing)
+    listings = ListingCache(archive, config.listing, store=store, stats=stats)
     return ArchiveVFS(archive, reader, listings, config.tree, inside=config.source.inside)
 
 
@@ -88,6 +99,24 @@ def open_cache(config: Config, stats: Stats, buffers: BufferPool | None = None) 
     memory = MemoryBlocks(memory_share(config))
     disk = None
     if settings.directory is not None:
-        disk = DiskBlocks(settings.directory, settings.limit_bytes, settings.min_free, buffers)
+        limit_bytes = settings.limit_bytes - listings_limit(settings)
+        disk = DiskBlocks(settings.directory, limit_bytes, settings.min_free, buffers)
         stats.gauges["cache_bytes"] = disk.used_bytes
     return TieredBlocks(memory, disk, PENDING_BYTES)
+
+
+def listings_limit(settings: CacheConfig) -> int:
+    """Bytes of the cap that are the listings' own: blocks, of which there is no end, must not drive them out."""
+    return min(settings.limit_bytes // LISTINGS_SHARE, LISTINGS_BYTES)
+
+
+def open_listings(config: Config) -> ListingStore | None:
+    """The stored listings of one server as one account sees it; None without a directory."""
+    settings, credentials = config.cache, config.credentials
+    if settings.directory is None:
+        return None
+    from xnatfs import __version__
+
+    # Another release may make other listings of the same answers, and other accounts see other projects.
+    scope = (config.source.url, credentials.holder or credentials.user, config.tree, __version__)
+    return ListingStore(settings.directory / "listings", scope, listings_limit(settings), settings.min_free)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Entry:
         mtime_ns: Nanoseconds since the epoch, 0 when unknown.
         version: Changes when the content does (size, digest, ...). Files only.
         id: The archive's own identifier: tells equal names apart as ``name~id``.
-        listing: Directories only: the id of the Listing that holds this directory's children.
+        listing: The id of the Listing that holds this directory's children; of a file, that of the Listing which
+            brought its bytes along (``Listing.documents``), else "".
         aliases: Further names that resolve to this entry without being listed (XNAT IDs).
         digest: MD5 of the content in lower-case hex, or "".
         xsi_type: XNAT data type such as ``xnat:mrScanData``, or "".
@@ -50,10 +51,12 @@ class Listing:
         id: Equals ``Entry.listing`` of every directory whose children it holds.
         children: Directory key -> its entries, in the archive's order. A directory key that is absent is not empty:
             it is not part of this listing.
+        documents: File key -> bytes of the files that the answer itself was enough to make.
     """
 
     id: str
     children: Mapping[str, tuple[Entry, ...]]
+    documents: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ class Stats:
         misses: Pieces that had to be waited for.
         bulk_streams: Folders asked for as one stream of many files.
         bulk_members: Files that came so and were kept.
+        away_since_s: When the archive first did not answer, 0 while it does.
+        listings_of_s: When the oldest listing was asked for that is served since, for want of an answer.
         gauges: Numbers that are asked for when they are shown (cache use, transfers under way).
     """
 
@@ -39,6 +41,8 @@ class Stats:
     misses: int = 0
     bulk_streams: int = 0
     bulk_members: int = 0
+    away_since_s: float = 0.0
+    listings_of_s: float = 0.0
     session_since_s: float = 0.0
     session_until_s: float = 0.0
     errors: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=ERRORS_KEPT))

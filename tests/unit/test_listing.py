@@ -167,15 +167,15 @@ def test_when_the_archive_is_away_the_old_listing_serves_on_with_one_warning(
     root = below(listings, archive.root())
     below(listings, root["P1"])
     clock.advance(TTL_S)
-    archive.before = failing(*[Unavailable("connection refused")] * 3)
+    archive.before = failing(*[Unavailable("connection refused")] * 2)
     assert list(below(listings, archive.root())) == list(root)
     assert list(below(listings, root["P1"])) == ["a.txt", "b.txt"]
     clock.advance(RETRY_S - 1)
     assert list(below(listings, archive.root())) == list(root)
-    assert archive.calls["children"] == 4  # two at first, one try for each since
+    assert archive.calls["children"] == 3  # two at first, one try for all since
     clock.advance(1)
     assert list(below(listings, archive.root())) == list(root)
-    assert archive.calls["children"] == 5
+    assert archive.calls["children"] == 4
     assert len([record for record in caplog.records if "does not answer" in record.getMessage()]) == 1
     archive.replace("/new", b"n")
     clock.advance(RETRY_S)

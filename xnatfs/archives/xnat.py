@@ -128,7 +128,7 @@ class XnatArchive:
         else:
             listing, documents = self._experiment(identifier, mtime_ns)
         self._documents.put(documents)
-        return listing
+        return replace(listing, documents=documents)
 
     def _project(self, project: str) -> tuple[Listing, dict[str, bytes]]:
         path = f"/data/projects/{quote(project, safe='')}"

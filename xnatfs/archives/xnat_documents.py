@@ -73,6 +73,7 @@ def made(name: str, key: str, data: bytes, mtime_ns: int, xsi_type: str = "") ->
         size=len(data),
         mtime_ns=mtime_ns,
         version=f"{len(data)}:{digest}",
+        listing=split_key(key)[0],
         digest=digest,
         xsi_type=xsi_type,
         reserved=True,

@@ -66,7 +66,7 @@ def config_for(source_text: str, settings: Settings) -> Config:
     found = find_object_credentials(source, settings, os.environ, home)
     if found is None:
         found = find_credentials(source, settings, os.environ, home, prompt, tokens)
-    if found.is_token:
+    if found.is_token and not settings.offline:
         found = renewed(tokens, source, settings)
     context = click.get_current_context(silent=True)
     if context is not None:
@@ -105,13 +105,15 @@ def find_credentials(
         return _from_named_file(settings.credentials, source, settings.user)
     found = _from_environment(source, settings.user, environ, home)
     if found is None and tokens is not None:
-        found = _from_tokens(tokens, source, settings.user)
+        found = _from_tokens(tokens, source, settings.user, ended=settings.offline)
     for place in (_from_files, _from_keyring):
         found = found or place(source, settings.user, environ, home)
     if found is not None:
         return found
     if settings.user is None:
         return Credentials()
+    if settings.offline:
+        return Credentials(settings.user, origin="--user")  # whose listings to show; nobody is asked for a password
     if prompt is None:
         raise CredentialsError(
             f"no password found for {settings.user} at {source.url}",
@@ -168,18 +170,20 @@ def _from_environment(source: Source, user: str | None, environ: Mapping[str, st
     return None
 
 
-def _from_tokens(tokens: TokenFile, source: Source, user: str | None) -> Credentials | None:
+def _from_tokens(tokens: TokenFile, source: Source, user: str | None, *, ended: bool) -> Credentials | None:
+    """The stored token; one that has ended only where ``ended`` will do, since nothing is asked with it."""
     token = tokens.get(source.url)
     if token is None or user not in (None, token.user):
         return None
-    if token.left_s <= 0:
+    if token.left_s <= 0 and not ended:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.until_s))
         raise CredentialsError(f"the token for {source.url} ended on {when}", f"run: xnatfs login {source.url}")
     return token_credentials(token)
 
 
 def token_credentials(token: StoredToken) -> Credentials:
-    return Credentials(token.alias, token.secret, f"the token of {token.user} from `xnatfs login`", is_token=True)
+    origin = f"the token of {token.user} from `xnatfs login`"
+    return Credentials(token.alias, token.secret, origin, is_token=True, holder=token.user)
 
 
 def renewed(tokens: TokenFile, source: Source, settings: Settings) -> Credentials:

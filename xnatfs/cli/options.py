@@ -63,6 +63,8 @@ MOUNT_WORDS = frozenset(
     )
 )
 
+REQUESTS_A_LISTING = 3  # that of a session; so many are sent at once
+
 _SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 _DURATION_UNITS_S = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)")
@@ -225,6 +227,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("resource", VIEW, None, "Show only resources of this label; repeatable.", kind="list", metavar="GLOB"),
     Option("names", VIEW, "label", "What directories are called.", _choice("label", "id"), metavar="label|id"),
     Option("metadata-ttl", VIEW, "5m", "How long a listing counts as fresh.", parse_duration, metavar="TIME"),
+    Option("offline", VIEW, "no", "Ask the server nothing: show and read what is cached.", parse_bool, "flag"),
     Option("cache-dir", CACHE, None, "Where blocks are kept (default: the user's cache).", parse_path, metavar="DIR"),
     Option("cache-size", CACHE, "20G", "Disk space it may use: a hard cap.", _positive(parse_size), metavar="SIZE"),
     Option("min-free", CACHE, "5%", "Leave this share of the disk free.", parse_fraction, metavar="PERCENT"),
@@ -260,6 +263,7 @@ class Settings:
     resource: tuple[str, ...]
     names: str
     metadata_ttl: float  # seconds
+    offline: bool
     cache_dir: Path
     cache_size: int  # bytes
     min_free: float  # fraction
@@ -296,7 +300,11 @@ class Settings:
                 min_free=self.min_free,
                 memory_bytes=self.memory,
             ),
-            listing=ListingConfig(ttl_s=self.metadata_ttl),
+            listing=ListingConfig(
+                ttl_s=self.metadata_ttl,
+                offline=self.offline,
+                ahead=-(-self.connections // REQUESTS_A_LISTING),
+            ),
             read=ReadConfig(
                 max_window=window,
                 timeout_s=self.timeout,

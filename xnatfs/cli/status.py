@@ -79,6 +79,9 @@ def report(config: Config, mountpoint: Path, stats: Stats) -> dict[str, Any]:
         "up_s": round(now - stats.started_s, 1),
         "user": None if credentials.is_token else credentials.user,
         "credentials": credentials.origin,
+        "offline": config.listing.offline,
+        "away_s": round(now - stats.away_since_s, 1) if stats.away_since_s else None,
+        "listings_age_s": round(now - stats.listings_of_s, 1) if stats.listings_of_s else None,
         "session_age_s": round(now - stats.session_since_s, 1) if stats.session_since_s else None,
         "session_left_s": round(stats.session_until_s - now, 1) if stats.session_until_s else None,
         "requests": stats.requests,
@@ -121,6 +124,12 @@ def _lines(state: dict[str, Any]) -> list[str]:
     if state["state"] == "silent":
         return [f"{head}  its process ({state['pid']}) does not say how it is: {state['why']}"]
     lines = [head, f"  {_who(state)}; mounted for {span_text(state['up_s'])} by process {state['pid']}"]
+    if state["offline"]:
+        lines.append("  offline: the server is asked nothing, stored listings are shown whatever their age")
+    if state["away_s"] is not None:
+        age = state["listings_age_s"]
+        shown = "" if age is None else f"; listings shown are up to {span_text(age)} old"
+        lines.append(f"  the server has not answered for {span_text(state['away_s'])}{shown}")
     if state["session_age_s"] is not None:
         left = state["session_left_s"]
         ends = "" if left is None else f", ends in {span_text(left)} unless used" if left > 0 else ", over"

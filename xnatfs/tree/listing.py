@@ -4,11 +4,14 @@ Knows nothing of paths or handles: a directory is an ``Entry``, an answer a ``Li
 of one directory. Safe from any thread. One lock guards the bookkeeping and is never held across a request; threads that
 want a listing that is being asked for wait for that one request and share its outcome.
 
-Where a listing comes from is decided in one place, ``_ask``.
+Where a listing comes from is decided in one place, ``_lead``: memory, the store (``stored.py``), the archive. Threads
+are started for what goes on behind a caller (a renewal that is slow, listings ahead of a crawl, writing to the store);
+each ends with its work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,12 +19,13 @@ import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from xnatfs.archives.base import Archive
 from xnatfs.config import ListingConfig
-from xnatfs.errors import ArchiveError, NotFound, Unavailable, UnexpectedReply
+from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, NotFound, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
+from xnatfs.stats import Stats
 from xnatfs.tree.names import assign_aliases, assign_names
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,14 @@ RETRY_S = 5.0
 trying a dead server takes up to ``HttpConfig.timeout_s``, and ``ls`` should not wait for each. A guess."""
 
 FAILURES_KEPT = 1000  # then the old ones go
+
+PATIENCE_S = 2.0
+"""A caller waits this long for the renewal of a listing of which an old one is at hand, then gets the old one while the
+request goes on. Long enough for a server that is well, so that what is new shows in time; short enough for people where
+the server takes a minute over a large project, or swallows packets. A guess."""
+
+UNWRITTEN = 32  # listings that may wait to be stored; a further one is stored by whoever brings it
+FLUSH_S = 10.0  # for those to be written at the end
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -101,11 +113,12 @@ class _Held:
         doubted: Proved wrong: not to be served while it is being renewed. Guarded by the cache's lock.
     """
 
-    __slots__ = ("_earlier", "_lock", "_tables", "doubted", "fresh_until", "listing", "weight")
+    __slots__ = ("_earlier", "_lock", "_tables", "asked_at_s", "doubted", "fresh_until", "listing", "weight")
 
-    def __init__(self, listing: Listing, fresh_until: float, old: _Held | None) -> None:
+    def __init__(self, listing: Listing, fresh_until: float, old: _Held | None, asked_at_s: float = 0.0) -> None:
         self.listing = listing
         self.fresh_until = fresh_until
+        self.asked_at_s = asked_at_s  # since the epoch
         self.doubted = False
         self.weight = sum(map(len, listing.children.values())) + len(listing.children)
         self._lock = threading.Lock()
@@ -158,7 +171,14 @@ class _Flight(Generic[Value]):
 
     def wait(self) -> Value:
         """The outcome of the thread that asks. No timeout: ``Archive`` promises that every call ends."""
-        self._done.wait()
+        value = self.wait_for(None)
+        assert value is not None
+        return value
+
+    def wait_for(self, timeout_s: float | None) -> Value | None:
+        """The outcome, or None when there is none yet."""
+        if not self._done.wait(timeout_s):
+            return None
         if self._error is not None:
             raise _again(self._error)
         assert self._value is not None
@@ -188,32 +208,61 @@ class _Failures(Generic[Key]):
         self._errors.pop(key, None)
 
 
+class Store(Protocol):
+    """Where listings are kept for the next mount: ``stored.ListingStore``. Times are in seconds since the epoch."""
+
+    def get(self, listing_id: str) -> tuple[Listing, float] | None: ...
+    def put(self, listing: Listing, asked_at_s: float) -> None: ...
+    def renew(self, listing_id: str, asked_at_s: float) -> bool: ...
+    def forget(self, listing_id: str) -> None: ...
+
+
 class ListingCache:
     """The listings of one archive.
 
-    Within ``ListingConfig.ttl_s`` a listing is served without a request. After that the next caller asks again, while
-    others are served the old one until the answer is there. If the archive does not answer (``Unavailable``) the old
-    one serves on, with one warning for the outage. Any other failure is the caller's, and nothing old is served: the
-    directory may be gone or closed to this user. Beyond ``memory_entries`` the least recently used listings go.
+    Within ``ListingConfig.ttl_s`` a listing is served without a request, from memory or from the store. After that the
+    next caller asks again and waits for the answer, ``PATIENCE_S`` at most; others are served the old one until it is
+    there. If the archive does not answer (``Unavailable``) old ones serve on, with one warning for the outage. Any
+    other failure is the caller's, and nothing old is served: the directory may be gone or closed to this user. Beyond
+    ``memory_entries`` the least recently used listings go.
+
+    Args:
+        store: Keeps listings between mounts; None: nothing does.
+        clock: Seconds; what ``fresh_until`` counts on.
+        epoch: Seconds since the epoch: tells the age of what is stored.
 
     Attributes:
         generation: Grows whenever something served before no longer holds: a listing changed, was doubted, or went.
-        clock: Seconds; what ``fresh_until`` counts on.
     """
 
-    def __init__(self, archive: Archive, config: ListingConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        config: ListingConfig,
+        clock: Callable[[], float] = time.monotonic,
+        store: Store | None = None,
+        stats: Stats | None = None,
+        epoch: Callable[[], float] = time.time,
+    ) -> None:
         self.generation = 0  # grows under _lock, read without
         self.clock = clock
+        self._epoch = epoch
         self._archive = archive
         self._config = config
+        self._store = store
+        self._stats = stats or Stats()
         self._lock = threading.Lock()
         self._held: OrderedDict[str, _Held] = OrderedDict()  # guarded by _lock; least recently used first
         self._weight = 0  # guarded by _lock: entries in _held
         self._flights: dict[str, _Flight[_Held]] = {}  # guarded by _lock
         self._failures: _Failures[str] = _Failures()  # guarded by _lock
-        self._stats: dict[Entry, _Flight[Entry]] = {}  # guarded by _lock
+        self._stats_asked: dict[Entry, _Flight[Entry]] = {}  # guarded by _lock
         self._stat_failures: _Failures[Entry] = _Failures()  # guarded by _lock
-        self._away = False  # guarded by _lock: the archive did not answer last time
+        self._away_until = 0.0  # guarded by _lock: until when an archive that did not answer is left alone
+        self._away_error: ArchiveError | None = None  # guarded by _lock
+        self._doubts: OrderedDict[str, float] = OrderedDict()  # guarded by _lock: listing -> when, since the epoch
+        self._unwritten: OrderedDict[str, tuple[Listing, float, bool]] = OrderedDict()  # guarded by _lock
+        self._writer: threading.Thread | None = None  # guarded by _lock
 
     def table(self, directory: Entry) -> tuple[Table, float]:
         """The names below ``directory`` and until when they hold, on ``clock``; asks the archive when need be.
@@ -252,10 +301,10 @@ class ListingCache:
             failure = self._stat_failures.get(entry, self.clock())
             if failure is not None:
                 raise _again(failure)
-            flight = self._stats.get(entry)
+            flight = self._stats_asked.get(entry)
             leads = flight is None
             if flight is None:
-                flight = self._stats[entry] = _Flight()
+                flight = self._stats_asked[entry] = _Flight()
         if not leads:
             answer = flight.wait()
             table.learn(name, entry, answer)
@@ -271,7 +320,7 @@ class ListingCache:
             return answer
         finally:
             with self._lock:
-                del self._stats[entry]
+                del self._stats_asked[entry]
 
     def fresh(self, listing_id: str) -> bool:
         """Whether the listing would be served now without a request."""
@@ -288,7 +337,30 @@ class ListingCache:
                 held.doubted = True
             self._flights.pop(listing_id, None)  # its answer may be older than the change; it is for its waiters only
             self._failures.forget(listing_id)
+            self._note_doubt(listing_id)
             self.generation += 1
+        if self._store is not None:
+            self._store.forget(listing_id)
+
+    def listing(self, listing_id: str) -> Listing | None:
+        """A listing as far as it is in memory, fresh or not."""
+        with self._lock:
+            held = self._held.get(listing_id)
+        return None if held is None else held.listing
+
+    def fetch(self, directory: Entry) -> None:
+        """Have the listing of a directory at hand, if it is not, before somebody wants it. A failure is not raised."""
+        with contextlib.suppress(ArchiveError):
+            held, flight, leads = self._join(directory)
+            if held is None and flight is not None and leads:
+                self._lead(directory, flight)
+
+    def close(self) -> None:
+        """Wait until what was listed is stored."""
+        with self._lock:
+            writer = self._writer
+        if writer is not None:
+            writer.join(FLUSH_S)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -327,15 +399,74 @@ class ListingCache:
             return None, flight, False
 
     def _lead(self, directory: Entry, flight: _Flight[_Held]) -> _Held:
+        """Get a listing that is not at hand, or has grown old, for the caller and for all who wait for ``flight``."""
         try:
-            return flight.run(lambda: self._renew(directory, flight))
+            old, fresh = self._old(directory)
+        except BaseException:
+            self._fly(directory, flight, self._interrupted)
+            raise
+        if old is not None and fresh:
+            return self._fly(directory, flight, lambda: self._served(old))
+        if old is None:
+            return self._fly(directory, flight, lambda: self._renew(directory, flight))
+        # What is left of this outlives the call when the archive is slow.
+        threading.Thread(target=self._renew_behind, args=(directory, flight), name="xnatfs-renew", daemon=True).start()
+        return flight.wait_for(PATIENCE_S) or old
+
+    def _renew_behind(self, directory: Entry, flight: _Flight[_Held]) -> None:
+        with contextlib.suppress(ArchiveError):  # the flight has it
+            self._fly(directory, flight, lambda: self._renew(directory, flight))
+
+    def _fly(self, directory: Entry, flight: _Flight[_Held], get: Callable[[], _Held]) -> _Held:
+        try:
+            return flight.run(get)
         finally:
             with self._lock:
                 if self._flights.get(directory.listing) is flight:
                     del self._flights[directory.listing]
 
+    @staticmethod
+    def _interrupted() -> _Held:
+        raise Unavailable("the look into the store that others waited for was interrupted")
+
+    def _old(self, directory: Entry) -> tuple[_Held | None, bool]:
+        """What is held of a directory, in memory or else in the store, and whether it will do as it is."""
+        with self._lock:
+            held = self._held.get(directory.listing)
+        if held is None or directory.key not in held.listing.children:
+            held = self._load(directory)
+        now = self.clock()
+        with self._lock:
+            if held is None or held.doubted:
+                return None, False
+            if now >= held.fresh_until and now < self._away_until:
+                held.fresh_until = self._away_until  # it was asked a moment ago, and did not answer
+                self._note_served(held)
+            return held, now < held.fresh_until
+
+    def _load(self, directory: Entry) -> _Held | None:
+        """The stored listing, put into memory with the age that it has."""
+        found = None if self._store is None else self._store.get(directory.listing)
+        if found is None or directory.key not in found[0].children:
+            return None
+        listing, asked_at_s = found
+        age_s = self._epoch() - asked_at_s
+        fresh_s = self._config.ttl_s - age_s if age_s >= 0 else 0.0  # of the future: a clock was wrong
+        if self._config.offline:
+            fresh_s = float("inf")
+        with self._lock:
+            if asked_at_s <= self._doubts.get(directory.listing, float("-inf")):
+                return None
+            held = _Held(listing, self.clock() + fresh_s, self._held.get(listing.id), asked_at_s)
+            self._put(held)
+        return held
+
+    def _served(self, held: _Held) -> _Held:
+        return held
+
     def _renew(self, directory: Entry, flight: _Flight[_Held]) -> _Held:
         """Ask, and make the answer current unless the flight was overtaken by ``invalidate``."""
+        asked_at_s = self._epoch()
         try:
             listing = self._ask(directory)
         except ArchiveError as error:
@@ -343,16 +474,66 @@ class ListingCache:
         with self._lock:
             old = self._held.get(listing.id)
         same = old is not None and old.listing.children == listing.children  # outside the lock: long for a long listing
-        held = old if same and old is not None else _Held(listing, 0.0, old)
+        # Without the documents: they are in the store, and long.
+        held = old if same and old is not None else _Held(Listing(listing.id, listing.children), 0.0, old)
         with self._lock:
-            if self._away:
-                self._away = False
-                log.info("the archive answers again")
-            if self._flights.get(listing.id) is flight:
+            self._answered()
+            current = self._flights.get(listing.id) is flight
+            if current:
                 held.fresh_until = self.clock() + self._config.ttl_s
+                held.asked_at_s = asked_at_s
                 held.doubted = False
                 self._put(held)
+        if current:
+            self._keep(listing, asked_at_s, same)
         return held
+
+    # --- storing ------------------------------------------------------------------------------------------------------
+
+    def _keep(self, listing: Listing, asked_at_s: float, same: bool) -> None:
+        """Have a listing stored, by a thread of its own: it takes as long as reading the answer did."""
+        if self._store is None:
+            return
+        with self._lock:
+            behind = len(self._unwritten) < UNWRITTEN
+            if behind:
+                self._unwritten[listing.id] = listing, asked_at_s, same
+                if self._writer is None:
+                    self._writer = threading.Thread(target=self._write_all, name="xnatfs-store", daemon=True)
+                    self._writer.start()
+        if not behind:
+            self._write(listing, asked_at_s, same)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._unwritten:
+                    self._writer = None
+                    return
+                _, task = self._unwritten.popitem(last=False)
+            try:
+                self._write(*task)
+            except Exception:
+                log.exception("a listing is not stored")
+
+    def _write(self, listing: Listing, asked_at_s: float, same: bool) -> None:
+        assert self._store is not None
+        if not same or not self._store.renew(listing.id, asked_at_s):
+            self._store.put(listing, asked_at_s)
+        with self._lock:
+            overtaken = asked_at_s <= self._doubts.get(listing.id, float("-inf"))
+        if overtaken:
+            self._store.forget(listing.id)
+
+    def _note_doubt(self, listing_id: str) -> None:
+        """Under _lock."""
+        self._doubts[listing_id] = self._epoch()
+        self._doubts.move_to_end(listing_id)
+        self._unwritten.pop(listing_id, None)
+        if len(self._doubts) > FAILURES_KEPT:
+            self._doubts.popitem(last=False)
+
+    # --- asking -------------------------------------------------------------------------------------------------------
 
     def _ask(self, directory: Entry) -> Listing:
         listing = self._archive.children(directory)
@@ -373,16 +554,42 @@ class ListingCache:
         now = self.clock()
         with self._lock:
             held = self._held.get(directory.listing)
-            if isinstance(error, Unavailable) and held is not None and directory.key in held.listing.children:
-                if not self._away:
-                    log.warning("the archive does not answer (%s); listings are served as they were", error)
-                self._away = True
-                held.fresh_until = now + RETRY_S
-                return held
+            if isinstance(error, Unavailable):
+                self._unanswered(now, error)
+                if held is not None and directory.key in held.listing.children:
+                    held.fresh_until = self._away_until
+                    self._note_served(held)
+                    return held
+            elif held is not None:
+                held.doubted = True  # not to be served while the next caller asks
+            gone = isinstance(error, NotFound | AccessDenied) and not isinstance(error, LoginFailed)
             if isinstance(error, NotFound) and held is not None:
                 self._drop(directory.listing)
+            if gone:
+                self._note_doubt(directory.listing)
             self._failures.add(directory.listing, now, error)
+        if gone and self._store is not None:
+            self._store.forget(directory.listing)
         raise error
+
+    def _unanswered(self, now: float, error: ArchiveError) -> None:
+        """Under _lock. The archive is away: say so once, and leave it alone for a moment."""
+        self._stats.away_since_s = self._stats.away_since_s or self._epoch()
+        self._away_error = error
+        self._away_until = now + RETRY_S
+
+    def _answered(self) -> None:
+        """Under _lock."""
+        self._away_until = 0.0
+        if self._stats.listings_of_s:
+            log.info("the archive answers again")
+        self._stats.away_since_s = self._stats.listings_of_s = 0.0
+
+    def _note_served(self, held: _Held) -> None:
+        """Under _lock. An old listing is served for want of an answer."""
+        if not self._stats.listings_of_s:
+            log.warning("the archive does not answer (%s); listings are served as they were", self._away_error)
+        self._stats.listings_of_s = min(self._stats.listings_of_s or held.asked_at_s, held.asked_at_s)
 
     def _put(self, held: _Held) -> None:
         """Under _lock."""

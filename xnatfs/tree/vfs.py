@@ -238,6 +238,7 @@ class ArchiveVFS:
         """Stop transfers, close the cache, end the archive's session. Safe to call twice; reads under way fail."""
         self._reader.close()
         self._archive.close()
+        self._listings.close()
 
     # --- resolving ----------------------------------------------------------------------------------------------------
 
