@@ -24,6 +24,8 @@ ARCHIVES = {
     "https": "xnatfs.archives.xnat:XnatArchive",
     "http": "xnatfs.archives.xnat:XnatArchive",
     "s3": "xnatfs.archives.s3:S3Archive",
+    "web+http": "xnatfs.archives.webtree:WebTreeArchive",
+    "web+https": "xnatfs.archives.webtree:WebTreeArchive",
 }
 """Scheme of a SOURCE -> the class that reads it, imported when it is asked for."""
 

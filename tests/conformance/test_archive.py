@@ -12,20 +12,30 @@ from hashlib import md5
 
 import pytest
 
-from tests.helpers.object_server import ObjectServer
+from tests.helpers.object_server import ObjectServer, Thing
 from tests.helpers.server import DemoServer
 from tests.helpers.trees import run_together
 from tests.helpers.truth import project_truth
 from xnatfs.archives.base import Archive, RangeStream
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.archives.s3 import S3Archive
+from xnatfs.archives.webtree import WebTreeArchive
 from xnatfs.archives.xnat import XnatArchive
 from xnatfs.archives.xnat_tables import listing_id
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing
 
-ARCHIVES = ["memory-ranged", "memory-whole-files", "memory-one-listing", "xnat", "xnat-ranged", "s3", "s3-in-pages"]
+ARCHIVES = [
+    "memory-ranged",
+    "memory-whole-files",
+    "memory-one-listing",
+    "xnat",
+    "xnat-ranged",
+    "s3",
+    "s3-in-pages",
+    "web",
+]
 
 Known = tuple[int, str]  # size, md5
 
@@ -125,6 +135,14 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         objects.fill("bucket", {f"top/P/{path}": data for path, data in OBJECTS.items()})
         case = s3_case(objects, f"s3://bucket?endpoint={objects.url}")
         case = replace(case, top="top/P", gone=Entry("gone", "top/P/gone/", True, listing="/top/P/gone/"))
+    elif kind == "web":
+        pages: ObjectServer = request.getfixturevalue("objects")
+        pages.reset()
+        pages.index_style = "nginx"
+        pages.web = {f"/top/P/{path}": Thing(data) for path, data in OBJECTS.items()}
+        tree = WebTreeArchive(f"web+{pages.url}/web", Credentials(), HttpConfig(), TreeConfig(), "tests/1")
+        gone = Entry("gone", "/web/gone/", True, listing="/web/gone/")
+        case = Case(tree, "top/P", KNOWN, "S/scans/1/a.dcm", lambda: len(pages.asked), gone)
     else:
         server: DemoServer = request.getfixturevalue("server")
         server.reset()

@@ -5,6 +5,7 @@ Knows no archive's paths. A body belongs to one thread; ``close`` may come from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 from xnatfs.archives.http import Reply, content_length, path_of
@@ -84,6 +85,14 @@ def content_range(reply: Reply, what: str) -> tuple[int, int, int]:
         return int(first), int(last) + 1, int(total)
     except ValueError:
         raise UnexpectedReply(f"{what}: status 206 with Content-Range {text[:60]!r}") from None
+
+
+def is_page(headers: Mapping[str, str], entry: Entry) -> bool:
+    """Whether a web page came in place of a file. A file that is one is known by its name, or at least by its size."""
+    kind = headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
+    if kind not in ("text/html", "application/xhtml+xml") or entry.name.lower().endswith((".html", ".htm")):
+        return False
+    return headers.get("Content-Length", "") != str(entry.size)
 
 
 def http_time_ns(text: str) -> int:

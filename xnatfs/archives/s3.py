@@ -9,7 +9,7 @@ Safe to call from any thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -192,6 +192,9 @@ class S3Archive:
         except BaseException:
             reply.close()
             raise
+
+    def open_bulk(self, files: Sequence[Entry]) -> None:
+        """See ``Archive.open_bulk``. Objects come one by one."""
 
     def close(self) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ from pyxnat.core.search import build_search_document
 from xnatfs.archives.account import Account
 from xnatfs.archives.base import BulkStream, RangeStream
 from xnatfs.archives.http import HttpClient
-from xnatfs.archives.http_body import checked_body, http_time_ns
+from xnatfs.archives.http_body import checked_body, http_time_ns, is_page
 from xnatfs.archives.http_errors import PageReply, ServerFailed
 from xnatfs.archives.session import ServerSession, SharedSession
 from xnatfs.archives.xnat_bulk import open_zip
@@ -271,7 +271,7 @@ class XnatArchive:
         if needs_zip(entry.key):
             return stat_in_zip(self._http, entry, self._http_config.timeout_s)
         headers = self._http.head(_quoted(entry.key))
-        if _is_page(headers, entry):
+        if is_page(headers, entry):
             raise self._http.page_reply(f"HEAD {entry.key}")
         length = headers.get("Content-Length", "")
         if not length.isdigit():
@@ -312,7 +312,7 @@ class XnatArchive:
             return open_in_zip(self._http, entry, self._http_config.timeout_s)
         reply = self._http.open(_quoted(entry.key), {"Range": f"bytes={start}-{stop - 1}"})
         try:
-            if reply.status == 200 and _is_page(reply.headers, entry):
+            if reply.status == 200 and is_page(reply.headers, entry):
                 raise self._http.page_reply(f"GET {entry.key}", reply.generation)
             return checked_body(reply, entry, start, stop)
         except BaseException:
@@ -326,14 +326,6 @@ class XnatArchive:
             side.shutdown(wait=False, cancel_futures=True)
         self.login.log_out(self._account.leave())
         self._http.close()
-
-
-def _is_page(headers: Mapping[str, str], entry: Entry) -> bool:
-    """Whether a web page came in place of a file. A file that is one is known by its name, or at least by its size."""
-    kind = headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
-    if kind not in ("text/html", "application/xhtml+xml") or entry.name.lower().endswith((".html", ".htm")):
-        return False
-    return headers.get("Content-Length", "") != str(entry.size)
 
 
 def _quoted(path: str) -> str:

@@ -1,0 +1,200 @@
+"""Trees of index pages: what a page means, sizes, versions, and pages that are no listing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.object_server import ObjectServer, Thing
+from xnatfs.archives.index_page import entries_of
+from xnatfs.archives.webtree import WebTreeArchive
+from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
+from xnatfs.errors import ArchiveError, NotFound, StaleContent, Unavailable, UnexpectedReply
+from xnatfs.factory import open_vfs
+from xnatfs.model import Entry
+from xnatfs.tree.vfs import ArchiveVFS
+
+QUICK = HttpConfig(timeout_s=5.0, retries=2)
+DATA = bytes(range(256)) * 40
+ODD = ["a b", "a+b", "a%2Fb", "a&amp;b", "ü字😀", "'q' \"Q\"", "<i>", "#1", "q?x=1", "~", ";x", "[1]", "100%"]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["apache", "nginx"])
+def server(running: ObjectServer, request: pytest.FixtureRequest) -> ObjectServer:
+    running.reset()
+    running.index_style = request.param
+    running.web = {
+        "/README": Thing(b"read me"),
+        "/d/T1w.nii": Thing(DATA),
+        "/d/deep/x": Thing(b"x"),
+        "/none/": Thing(b""),
+    }
+    running.web |= {f"/odd/{name}": Thing(name.encode()) for name in ODD}
+    return running
+
+
+def vfs_of(url: str) -> ArchiveVFS:
+    source = Source(f"web+{url.partition(':')[0]}", f"web+{url}")
+    return open_vfs(Config(source, http=QUICK, read=ReadConfig(idle_s=0.2, timeout_s=5.0)))
+
+
+@pytest.fixture
+def vfs(server: ObjectServer) -> Iterator[ArchiveVFS]:
+    with closing(vfs_of(f"{server.url}/web")) as vfs:
+        yield vfs
+
+
+def read(vfs: ArchiveVFS, path: str) -> bytes:
+    handle = vfs.open(path)
+    try:
+        return vfs.pread(handle, 0, handle.node.size)
+    finally:
+        vfs.release(handle)
+
+
+def names(vfs: ArchiveVFS, path: str) -> list[str]:
+    return sorted(node.name for node in vfs.listdir(path))
+
+
+def test_pages_are_directories_and_links_below_them_are_what_is_in_them(vfs: ArchiveVFS) -> None:
+    assert names(vfs, "/") == ["README", "d", "none", "odd"]
+    assert names(vfs, "/d") == ["T1w.nii", "deep"]
+    assert names(vfs, "/none") == []
+    assert read(vfs, "/d/deep/x") == b"x"
+
+
+def test_names_with_odd_characters_read_as_their_own_bytes(vfs: ArchiveVFS) -> None:
+    for name in ODD:
+        assert read(vfs, f"/odd/{name}") == name.encode()
+
+
+def test_sizes_are_exact_and_cost_a_request_only_where_the_page_does_not_tell(
+    server: ObjectServer, vfs: ArchiveVFS
+) -> None:
+    assert vfs.lookup("/d/T1w.nii").size == len(DATA)
+    asked = [each.method for each in server.asked]
+    assert asked.count("HEAD") == (0 if server.index_style == "nginx" else 1)
+    assert read(vfs, "/d/T1w.nii") == DATA
+
+
+def test_a_file_that_changes_under_a_reader_is_stale_and_then_new(server: ObjectServer, vfs: ArchiveVFS) -> None:
+    large = bytes(range(256)) * 20_000
+    server.web["/d/T1w.nii"] = Thing(large)
+    handle = vfs.open("/d/T1w.nii")
+    assert vfs.pread(handle, 0, 1000) == large[:1000]
+    server.web["/d/T1w.nii"] = Thing(large[::-1], time.time())
+    with pytest.raises(StaleContent):
+        vfs.pread(handle, len(large) - 1000, 1000)
+    vfs.release(handle)
+    assert read(vfs, "/d/T1w.nii") == large[::-1]
+
+
+def test_a_directory_that_is_not_there_is_not_found(server: ObjectServer) -> None:
+    with closing(vfs_of(f"{server.url}/web/gone")) as vfs, pytest.raises(NotFound):
+        vfs.listdir("/")
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "error"),
+    [
+        ("html", {"times": None}, UnexpectedReply),
+        ("empty", {}, UnexpectedReply),
+        ("raw", {"body": b"{}"}, UnexpectedReply),
+        ("status", {"status": 302, "Location": "/web/d/"}, UnexpectedReply),
+        ("status", {"status": 302, "Location": "http://127.0.0.1:1/"}, UnexpectedReply),
+        ("status", {"times": None}, Unavailable),
+    ],
+)
+def test_a_page_that_is_no_listing_is_an_error_and_no_empty_directory(
+    server: ObjectServer, vfs: ArchiveVFS, kind: str, more: dict[str, object], error: type[ArchiveError]
+) -> None:
+    server.fault("^/web/$", kind, **more)  # type: ignore[arg-type]
+    with pytest.raises(error):
+        vfs.listdir("/")
+
+
+@pytest.mark.parametrize(("kind", "error"), [("html", UnexpectedReply), ("wrong_range", StaleContent)])
+def test_a_doubtful_answer_for_a_file_is_an_error(server: ObjectServer, kind: str, error: type[ArchiveError]) -> None:
+    url = f"web+{server.url}/web"
+    with closing(WebTreeArchive(url, Credentials(), QUICK, TreeConfig(), "xnatfs/test")) as archive:
+        entry = archive.stat(Entry("T1w.nii", "/web/d/T1w.nii", False))
+        server.fault("T1w.nii", kind)
+        with pytest.raises(error):
+            archive.open_range(entry, 0, 100)
+
+
+def test_links_that_lead_elsewhere_are_not_listed() -> None:
+    page = """<title>Index of /d/</title><a href="../">up</a><a href="/">top</a><a href="?C=N">sort</a><a href=".">.</a>
+        <a href="http://elsewhere/d/x">x</a><a href="a">a</a><a href="./b/">b</a><a href="/d/c">c</a><a href="a#1">a</a>
+        <a href="deep/er">d</a><a href="%2e%2e/">up</a><a href="mailto:x@y">m</a><a href="http://[bad">?</a>"""
+    found = entries_of(page, "http://host/d/", "/d/")
+    assert [(entry.name, entry.key, entry.is_dir) for entry in found] == [
+        ("a", "/d/a", False),
+        ("b", "/d/b/", True),
+        ("c", "/d/c", False),
+    ]
+
+
+# --- other people's servers -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(command: list[str], port: int, cwd: Path) -> Iterator[str]:
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+SERVERS = ["python", pytest.param("rclone", marks=pytest.mark.tools)]
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_trees_of_other_web_servers_read_whole(kind: str, tmp_path: Path) -> None:
+    truth = {f"d{i}/{name}": os.urandom(3000 * i) for i in (1, 2) for name in ("a b", "ü.nii", "#x", "t&t.gz")}
+    truth["top.txt"] = b"top"
+    for path, data in truth.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    if kind == "rclone":
+        if shutil.which("rclone") is None:
+            pytest.skip("rclone is not installed")
+        command = ["rclone", "serve", "http", "--addr", f"127.0.0.1:{port}", str(tmp_path), "-q", "--config", ""]
+    with served(command, port, tmp_path) as url, closing(vfs_of(url)) as vfs:
+        assert names(vfs, "/") == ["d1", "d2", "top.txt"]
+        assert {path: read(vfs, f"/{path}") for path in truth} == truth
