@@ -1,18 +1,20 @@
-"""How things are measured: repeated in turn, medians with their spread, one table, one JSON file. Knows no peer."""
+"""How things are measured: repeated in turn, medians with their spread, goals and verdicts. Knows no peer."""
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 GB = 1e9
 _SCRATCH = bytes(1024 * 1024)
+
+EXPECTED_FAULTS = (RuntimeError, OSError, subprocess.SubprocessError)
+"""How a peer shows that it cannot do a job: its row then says so, and the others go on."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Row:
         number: The row of the table of goals that this belongs to.
         who: Which contender, or which two are compared.
         goal: What is to be reached, in words; "" where the row is for reference.
-        met: Whether the median reaches it; None without a goal.
+        met: Whether the median reaches it; None without a goal, or where there was nobody to compare with.
+        note: Why there are no samples, or what is special about them.
     """
 
     number: int
@@ -33,35 +36,84 @@ class Row:
     samples: Sequence[float]
     goal: str = ""
     met: bool | None = None
+    note: str = ""
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
+    def median(self) -> float | None:
+        return statistics.median(self.samples) if self.samples else None
+
+    @property
+    def verdict(self) -> str:
+        if self.met is None:
+            return "no peer" if self.goal else ""
+        return "met" if self.met else "MISSED"
 
 
 def at_least(number: int, what: str, who: str, unit: str, samples: Sequence[float], goal: float) -> Row:
-    return Row(number, what, who, unit, samples, f">= {_figure(goal)}", statistics.median(samples) >= goal)
+    met = statistics.median(samples) >= goal if samples else None
+    return Row(number, what, who, unit, samples, f">= {figure(goal)}", met)
 
 
 def at_most(number: int, what: str, who: str, unit: str, samples: Sequence[float], goal: float) -> Row:
-    return Row(number, what, who, unit, samples, f"<= {_figure(goal)}", statistics.median(samples) <= goal)
+    met = statistics.median(samples) <= goal if samples else None
+    return Row(number, what, who, unit, samples, f"<= {figure(goal)}", met)
+
+
+def at_most_always(number: int, what: str, who: str, unit: str, samples: Sequence[float], goal: float) -> Row:
+    """Every sample counts, not the median."""
+    return Row(number, what, who, unit, samples, f"<= {figure(goal)} always", max(samples) <= goal)
 
 
 @dataclass
 class Series:
-    """Samples by contender."""
+    """Samples by contender, and why some contenders have none."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
 
     def add(self, who: str, value: float) -> None:
         self.samples.setdefault(who, []).append(value)
 
     def __getitem__(self, who: str) -> list[float]:
-        return self.samples[who]
+        return self.samples.get(who, [])
 
-    def ratio(self, who: str, to: str) -> list[float]:
-        """How many times the median of one contender is that of another."""
-        return [statistics.median(self.samples[who]) / statistics.median(self.samples[to])]
+    def attempt(self, who: str, work: Callable[[], float]) -> None:
+        """Add what ``work`` returns; a peer that fails once is not tried again in this series."""
+        if who in self.faults:
+            return
+        try:
+            self.add(who, work())
+        except EXPECTED_FAULTS as exc:
+            self.faults[who] = reason(exc)
+
+    def best(self, whos: Sequence[str], most: bool) -> str | None:
+        """Which of these has the largest (or smallest) median; None when none of them has samples."""
+        medians = {who: statistics.median(self[who]) for who in whos if self[who]}
+        if not medians:
+            return None
+        return (max if most else min)(medians, key=medians.__getitem__)
+
+    def ratio(self, who: str, to: str | None) -> list[float]:
+        """How many times the median of one contender is that of another; empty when one of them has no samples."""
+        if to is None or not self[who] or not self[to]:
+            return []
+        return [statistics.median(self[who]) / statistics.median(self[to])]
+
+    def rows(self, number: int, what: str, unit: str, whos: Sequence[str]) -> list[Row]:
+        """A row for reference for each of these, with the reason where one has no samples."""
+        return [Row(number, what, who, unit, self[who], note=self.faults.get(who, "")) for who in whos]
+
+
+def reason(exc: BaseException) -> str:
+    """One short line."""
+    if isinstance(exc, subprocess.TimeoutExpired):
+        return f"stopped after {exc.timeout:.0f} s"
+    if isinstance(exc, subprocess.CalledProcessError):
+        said = exc.stderr or b""
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        last = (text.strip().splitlines() or ["no message"])[-1]
+        return f"{Path(exc.cmd[0]).name} failed: {last}"[:160]
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[-1][:160]
 
 
 def in_turn(rounds: int, contenders: Mapping[str, Callable[[], None]]) -> None:
@@ -93,39 +145,38 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def read_through(path: Path, size: int) -> None:
+def run(command: Sequence[str | Path], timeout_s: float | None = None) -> str:
+    """A command's output; an error when it fails or takes too long."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    return done.stdout
+
+
+def read_through(path: Path, size: int, timeout_s: float | None = None) -> None:
     """`dd` a file to nowhere; every byte must come."""
     command = ["dd", f"if={path}", "of=/dev/null", "bs=1M"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
-    if done.returncode or f"\n{size} bytes" not in done.stderr:
-        raise RuntimeError(f"dd {path}: {done.stderr}")
-
-
-def table(rows: Sequence[Row]) -> str:
-    """All rows as aligned text."""
-    head = ("#", "what", "who", "median", "min - max", "unit", "goal", "")
-    lines = [head]
-    for row in rows:
-        spread = f"{_figure(min(row.samples))} - {_figure(max(row.samples))}" if len(row.samples) > 1 else ""
-        verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-        lines.append((str(row.number), row.what, row.who, _figure(row.median), spread, row.unit, row.goal, verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    right = {0, 3, 4}
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if at in right else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
     )
+    if done.returncode or f"\n{size} bytes" not in done.stderr:
+        raise RuntimeError(f"dd: {done.stderr.strip().splitlines()[0]}")
 
 
-def as_json(rows: Sequence[Row], facts: Mapping[str, object]) -> str:
-    listed = [asdict(row) | {"samples": list(row.samples), "median": row.median} for row in rows]
-    return json.dumps({"facts": dict(facts), "rows": listed}, indent=2) + "\n"
-
-
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     """Three digits that matter, whole numbers in full."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"

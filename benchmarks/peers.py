@@ -1,25 +1,26 @@
-"""Who is measured: xnatfs by its command line, rclone mount, curl. Each is a context manager; times nothing itself.
+"""File systems that are measured: xnatfs by its command line, and rclone mount, httpdirfs and fsspec.fuse beside it.
 
-Everything runs in processes of its own, with a home and a cache directory of its own, against one demo server.
+Everything runs in processes of its own, with a home and a cache directory of its own, against one demo server. The
+peers know only directory pages, which XNAT has not: they read the same files from the demo server's /index/. Times
+nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import importlib.util
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.mounting import answers, detach, is_mounted, user_environment
+from tests.helpers.mounting import answers, detach, is_mounted, processes_naming, user_environment
 from tests.helpers.server import DemoServer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,19 +29,31 @@ WAIT_S = 30.0
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of the demo server's sample."""
+    """One file of the demo server's sample.
+
+    Attributes:
+        path: Below the mount point of xnatfs.
+        page_path: Below /index/ of the demo server, and so below the mount point of a peer.
+    """
 
     name: str
-    path: str  # below the mount point of xnatfs
+    path: str
+    page_path: str
     uri: str
     size: int
 
 
+def remote_file(row: dict[str, Any]) -> RemoteFile:
+    """A file of a scan, from the server's truth about it."""
+    parts = [row["project"], row["subject"], row["experiment"], "scans", f"{row['item']}-{row['item_type']}"]
+    page = [row["project"], row["experiment"], row["item"], row["resource"], row["path"]]
+    path = "/".join([*parts, row["resource"], row["path"]])
+    return RemoteFile(row["name"], path, "/".join(page), row["uri"], row["size"])
+
+
 def big_file(server: DemoServer, name: str) -> RemoteFile:
     """One of the sample's large files, by its name."""
-    row: dict[str, Any] = next(row for row in server.truth("BIG") if row["name"] == name)
-    parts = [row["project"], row["subject"], row["experiment"], "scans", f"{row['item']}-{row['item_type']}"]
-    return RemoteFile(name, "/".join([*parts, row["resource"], row["path"]]), row["uri"], row["size"])
+    return remote_file(next(row for row in server.truth("BIG") if row["name"] == name))
 
 
 class Xnatfs:
@@ -50,33 +63,48 @@ class Xnatfs:
 
     def __init__(self, server: DemoServer, room: Path, *options: str) -> None:
         self._server = server
-        self._room = room
+        self.room = room
         self._options = options
         self._environment = user_environment(room / "home", server.user, server.password)
 
+    @property
+    def cache(self) -> Path:
+        return self.room / "cache"
+
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Path]:
-        point = self._room / "mnt"
-        point.mkdir(parents=True, exist_ok=True)
-        cache = ("--cache-dir", str(self._room / "cache"))
-        self._run("mount", *cache, *self._options, self._server.url, str(point))
+        point = self.mount()
         try:
             yield point
         finally:
-            try:
-                self._run("umount", str(point))
-            finally:
-                if is_mounted(point):
-                    detach(point)
+            self.unmount()
+
+    def mount(self) -> Path:
+        """Mount, and return when the command has."""
+        point = self.room / "mnt"
+        point.mkdir(parents=True, exist_ok=True)
+        self._run("mount", "--cache-dir", str(self.cache), *self._options, self._server.url, str(point))
+        return point
+
+    def unmount(self) -> None:
+        point = self.room / "mnt"
+        try:
+            self._run("umount", str(point))
+        finally:
+            if is_mounted(point):
+                detach(point)
+
+    def pids(self) -> list[int]:
+        return processes_naming(self.room / "mnt")
 
     def forget(self) -> None:
         """Empty the cache: the next read is a cold one."""
-        shutil.rmtree(self._room / "cache", ignore_errors=True)
+        shutil.rmtree(self.cache, ignore_errors=True)
 
     def _run(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "xnatfs", *arguments]
         # Not captured by pipes: the mount's own process would keep them open.
-        with (self._room / "log").open("ab") as log:
+        with (self.room / "log").open("ab") as log:
             done = subprocess.run(
                 command,
                 env=self._environment,
@@ -87,85 +115,151 @@ class Xnatfs:
                 check=False,
             )
         if done.returncode:
-            raise RuntimeError(f"{' '.join(arguments[:1])} failed: {(self._room / 'log').read_text()[-2000:]}")
+            raise RuntimeError(f"{' '.join(arguments[:1])} failed: {(self.room / 'log').read_text()[-2000:]}")
 
 
-class Rclone:
-    """`rclone mount` of the same server's files, through an index page, with the options that serve it best here.
+class Peer:
+    """A read-only mount of the demo server's directory pages, in the foreground of a process of its own.
 
-    Chunked reading is off: it asks for ranges, which XNAT answers with whole files.
+    Attributes:
+        needs_range: It refuses, or fails with, a server that ignores Range, as XNAT does. While it is mounted the
+            server honours Range, which its name says.
     """
 
-    name = "rclone mount"
-    options = ("--read-only", "--vfs-read-chunk-size", "off")
+    name = ""
+    needs_range = False
 
-    def __init__(self, server: DemoServer, room: Path, files: Sequence[RemoteFile]) -> None:
-        parts = urllib.parse.urlsplit(server.url)
-        login = f"{server.user}:{server.password}@"
-        base = f"{parts.scheme}://{login}{parts.netloc}{parts.path}"
-        self._links = {file.name: {"url": base + urllib.parse.quote(file.uri), "size": file.size} for file in files}
-        self._room = room
+    def __init__(self, server: DemoServer, room: Path) -> None:
+        self.server = server
+        self.room = room
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def missing(self) -> str:
+        """Why it cannot be run here; "" when it can."""
+        raise NotImplementedError
+
+    def command(self, point: Path) -> list[str]:
+        raise NotImplementedError
+
+    @property
+    def login(self) -> str:
+        return f"{self.server.user}:{self.server.password}"
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Path]:
-        point = self._room / "mnt"
+        point = self.room / "mnt"
         point.mkdir(parents=True, exist_ok=True)
-        environment = user_environment(self._room / "home", None, None) | {"RCLONE_CONFIG": str(self._room / "no.conf")}
-        with _index_server(self._links) as url, (self._room / "log").open("ab") as log:
-            command = ["rclone", "mount", ":http:", str(point), "--http-url", url, *self.options]
-            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            try:
-                _wait_for(point, process, self._room / "log")
-                yield point
-            finally:
-                process.send_signal(signal.SIGTERM)
+        environment = user_environment(self.room / "home", None, None)
+        if self.needs_range:
+            self.server.switch(range=True)
+        try:
+            with (self.room / "log").open("ab") as log:
+                command = self.command(point)
+                process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self.process = process
                 try:
-                    process.wait(WAIT_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                if is_mounted(point):
-                    detach(point)
+                    self._wait(point, process)
+                    yield point
+                finally:
+                    _end(process)
+                    if is_mounted(point):
+                        detach(point)
+        finally:
+            if self.needs_range:
+                self.server.switch(range=False)
+
+    def pids(self) -> list[int]:
+        return [self.process.pid] if self.process is not None else []
+
+    def forget(self) -> None:
+        """Empty its cache, if it keeps one."""
+        shutil.rmtree(self.room / "cache", ignore_errors=True)
+
+    def _wait(self, point: Path, process: subprocess.Popen[bytes]) -> None:
+        end = time.monotonic() + WAIT_S
+        while not answers(point):
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"no mount: {(self.room / 'log').read_text(errors='replace')[-2000:]}")
+            time.sleep(0.005)
 
 
-@contextlib.contextmanager
-def _index_server(links: dict[str, dict[str, object]]) -> Iterator[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "index_server.py")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
     try:
-        process.stdin.write(json.dumps(links) + "\n")
-        process.stdin.flush()
-        yield process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
         process.wait(WAIT_S)
-        process.stdout.close()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
-def _wait_for(point: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + WAIT_S
-    while not answers(point):
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"no mount: {log.read_text()[-2000:]}")
-        time.sleep(0.02)
+class Rclone(Peer):
+    """`rclone mount` with the options that serve it best here.
+
+    Chunked reading is off: it asks for ranges, which XNAT answers with whole files. Cookies are on: otherwise each
+    request would open a session on the server.
+    """
+
+    name = "rclone mount"
+    options: tuple[str, ...] = ("--vfs-read-chunk-size", "off")
+
+    def missing(self) -> str:
+        return "" if shutil.which("rclone") else "rclone is not installed"
+
+    def command(self, point: Path) -> list[str]:
+        parts = urllib.parse.urlsplit(self.server.url)
+        url = f"{parts.scheme}://{self.login}@{parts.netloc}{parts.path}/index/"
+        own = ["--config", str(self.room / "no.conf"), "--cache-dir", str(self.room / "cache")]
+        return [
+            "rclone",
+            "mount",
+            ":http:",
+            str(point),
+            "--http-url",
+            url,
+            "--read-only",
+            "--use-cookies",
+            *own,
+            *self.options,
+        ]
 
 
-def curl(server: DemoServer, file: RemoteFile) -> None:
-    """Fetch a file to nowhere: what the server, loopback and HTTP allow."""
-    url = server.url + urllib.parse.quote(file.uri)
-    command = ["curl", "-sSf", "-o", "/dev/null", "-u", f"{server.user}:{server.password}", url]
-    subprocess.run(command, check=True, env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"})
+class RcloneFullCache(Rclone):
+    """`rclone mount` that keeps what was read on disk."""
+
+    name = "rclone mount, full cache"
+    options = ("--vfs-cache-mode", "full")
 
 
-def versions() -> dict[str, str]:
-    """What was measured: programs, Python, kernel."""
-    import xnatfs
+class RcloneNames(Rclone):
+    """`rclone mount` that does not ask for sizes: fewer requests where only names matter."""
 
-    found = {"xnatfs": xnatfs.__version__, "python": sys.version.split()[0], "kernel": os.uname().release}
-    for program in ("rclone", "curl"):
-        if shutil.which(program):
-            text = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-            found[program] = text.split()[1]
-    return found
+    name = "rclone mount, names only"
+    options = ("--http-no-head",)
+
+
+class Httpdirfs(Peer):
+    name = "httpdirfs, Range on"
+    needs_range = True
+
+    def missing(self) -> str:
+        return "" if shutil.which("httpdirfs") else "httpdirfs is not installed"
+
+    def command(self, point: Path) -> list[str]:
+        login = ["-u", self.server.user, "-p", self.server.password]
+        return ["httpdirfs", "-f", *login, f"{self.server.url}/index", str(point)]
+
+
+class FsspecFuse(Peer):
+    name = "fsspec.fuse, Range on"
+    needs_range = True
+
+    def missing(self) -> str:
+        wanted = [name for name in ("fsspec", "fuse", "aiohttp") if importlib.util.find_spec(name) is None]
+        return f"not installed: {', '.join(wanted)}" if wanted else ""
+
+    def command(self, point: Path) -> list[str]:
+        script = ROOT / "benchmarks" / "fsspec_mount.py"
+        return [sys.executable, str(script), f"{self.server.url}/index", str(point), self.login]
+
+
+MOUNTS: tuple[type[Peer], ...] = (Rclone, Httpdirfs, FsspecFuse)

@@ -4,59 +4,108 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
+import json
 import sys
 import tempfile
+import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.helpers: the server and the mounts that the tests use
 
-from measure import Row, as_json, table  # noqa: E402
-from peers import versions  # noqa: E402
+import large_files  # noqa: E402
+import listings  # noqa: E402
+import resources  # noqa: E402
+import scaling  # noqa: E402
+import small_files  # noqa: E402
+from machine import machine, versions  # noqa: E402
+from measure import EXPECTED_FAULTS, Row, reason  # noqa: E402
+from report import as_json, table, write_block  # noqa: E402
 from tasks import TASKS, Bench  # noqa: E402
 
 from tests.helpers.server import DemoServer  # noqa: E402
 
+TASK_MODULES = (listings, large_files, small_files, resources)
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+
 
 def main() -> int:
     options = _options()
+    if options.write_docs is not None:
+        path = options.write_docs or max(RESULTS.glob("*.json"), key=lambda found: found.stat().st_mtime)
+        write_block(PAGE, json.loads(path.read_text()))
+        return 0
     chosen = [(numbers, task) for numbers, task in TASKS if not options.only or set(options.only) & set(numbers)]
     if not chosen:
-        print(f"nothing measures {options.only}; there are {sorted(n for numbers, _ in TASKS for n in numbers)}")
+        print(f"nothing measures {options.only}; there are {sorted({n for numbers, _ in TASKS for n in numbers})}")
         return 2
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="xnatfs-bench-") as room, DemoServer(sample="full") as server:
         bench = Bench(server, Path(room), options.rounds or (2 if options.quick else 5), options.quick)
-        for numbers, task in chosen:
-            print(f"measuring {', '.join(map(str, numbers))}: {(task.__doc__ or '').splitlines()[0]}", file=sys.stderr)
-            server.reset()
-            rows += task(bench)
+        if options.plots:
+            scaling.draw(bench, ROOT / "docs", RESULTS)
+            return 0
+        facts: dict[str, Any] = {
+            **machine(Path(room)),
+            **versions(),
+            "rounds": f"{bench.rounds} ({bench.few} of what takes long, 1 of the slow peers)",
+            "sizes": "quick: smaller than those of the goals" if options.quick else "those of the goals",
+        }
+        rows = _measure(bench, chosen)
     if options.only:
         rows = [row for row in rows if row.number in options.only]
-    facts = versions() | {"cores": os.cpu_count(), "rounds": bench.rounds, "quick": options.quick}
+    rows.sort(key=lambda row: row.number)
     print(table(rows))
     print("; ".join(f"{name} {value}" for name, value in facts.items()))
     _write(options.json, as_json(rows, facts))
-    return int(options.strict and any(row.met is False for row in rows))
+    missed = sorted({row.number for row in rows if row.met is False})
+    print(f"missed: {', '.join(map(str, missed)) or 'none'}")
+    return int(options.strict and bool(missed))
+
+
+def _measure(bench: Bench, chosen: list[Any]) -> list[Row]:
+    rows: list[Row] = []
+    for numbers, task in chosen:
+        print(f"measuring {', '.join(map(str, numbers))}: {(task.__doc__ or '').splitlines()[0]}", file=sys.stderr)
+        bench.reset()
+        start = time.monotonic()
+        try:
+            rows += task(bench)
+        except EXPECTED_FAULTS as exc:  # ours failed, not a peer: said, counted as missed, and the others go on
+            traceback.print_exception(exc)
+            rows += [
+                Row(number, "could not be measured", "xnatfs", "", [], met=False, note=reason(exc))
+                for number in numbers
+            ]
+        print(f"  {time.monotonic() - start:.0f} s", file=sys.stderr)
+    return rows
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure xnatfs and its peers on this machine.")
-    parser.add_argument(
-        "--quick", action="store_true", help="100 MB in place of 1 GB, two rounds: does it work at all?"
-    )
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, two rounds: does it work at all?")
     parser.add_argument("--only", type=int, action="append", metavar="N", help="only this number; repeatable")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the samples go (default benchmarks/results/)")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a goal is missed")
+    parser.add_argument("--plots", action="store_true", help="measure scaling in place of the numbers, draw docs/*.svg")
+    parser.add_argument(
+        "--write-docs",
+        type=Path,
+        nargs="?",
+        const=False,
+        metavar="FILE",
+        help="measure nothing: put the newest results (or FILE) into docs/performance.md",
+    )
     return parser.parse_args()
 
 
 def _write(path: Path | None, text: str) -> None:
     if path is None:
         stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        path = ROOT / "benchmarks" / "results" / f"{stamp}.json"
+        path = RESULTS / f"{stamp}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     print(f"samples: {path}")

@@ -154,7 +154,7 @@ environment_is_current() { # environment_is_current VENV KIND
 
 # fill_environment VENV PYTHON KIND: makes it when it is not there, then installs the project in it, editable.
 fill_environment() {
-  local venv=$1 python=$2 kind=$3
+  local venv=$1 python=$2 kind=$3 part
   if ! { [ -x "$venv/bin/python" ] && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }; then
     rm -rf "$venv"
     "$python" -m venv "$venv" || die "no virtual environment could be made in $venv"
@@ -169,13 +169,21 @@ fill_environment() {
       pip_quietly "$venv" install 'pip>=25.1' || die "pip could not be updated"
       (cd "$project" && pip_quietly "$venv" install -c constraints.txt -e '.[demo]' --group dev) ||
         die "pip could not install xnatfs and its tests' packages"
+      for part in demo bench; do # what these need is there, too
+        environment_stamp "$part" >>"$venv/xnatfs.stamp" && echo >>"$venv/xnatfs.stamp"
+      done
+      ;;
+    bench)
+      pip_quietly "$venv" install 'pip>=25.1' || die "pip could not be updated"
+      (cd "$project" && pip_quietly "$venv" install -c constraints.txt -e '.[demo]' --group bench) ||
+        die "pip could not install xnatfs and its peers"
       environment_stamp demo >>"$venv/xnatfs.stamp" && echo >>"$venv/xnatfs.stamp"
       ;;
   esac
   environment_stamp "$kind" >>"$venv/xnatfs.stamp"
 }
 
-# ensure_environment KIND (demo or test): sets $venv. The checkout's .venv, or one in the user's cache directory when
+# ensure_environment KIND (demo, test or bench): sets $venv. The checkout's .venv, or one in the user's cache directory when
 # the checkout belongs to someone else.
 ensure_environment() {
   local kind=$1 here=$project/.venv cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/xnatfs python

@@ -34,7 +34,7 @@ def test_constraints_pin_every_package_that_the_project_names() -> None:
     wanted = [
         *project["project"]["dependencies"],
         *(name for extra in project["project"]["optional-dependencies"].values() for name in extra),
-        *(name for group in project["dependency-groups"].values() for name in group),
+        *(name for group in project["dependency-groups"].values() for name in group if isinstance(name, str)),
     ]
     assert {normal(name) for name in wanted} - {normal(line) for line in pinned} == set()
 

@@ -1,0 +1,121 @@
+"""How time, memory and throughput grow: with the number of files listed, and with latency. Draws docs/*.svg.
+
+Single runs, apart from the throughputs (medians of a few): the plots show slopes, the table of numbers holds figures.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from clients import Direct, curl
+from large_files import peer_reads
+from listings import count_files, resident_mb
+from measure import EXPECTED_FAULTS, GB, read_through, reason, seconds, warm_memory
+from peers import Rclone, RcloneNames, big_file
+from svg import Panel, drawing
+from tasks import LATENCY_S, Bench
+
+LATENCIES_MS = (0, 5, 20, 50, 100)
+Points = list[tuple[float, float]]
+
+
+def draw(bench: Bench, docs: Path, results: Path) -> None:
+    """Measure all, write scaling-files.svg and scaling-latency.svg, and the points as JSON."""
+    times, resident = with_files(bench)
+    rates, size = with_latency(bench)
+    files = [
+        Panel("find, 20 ms a request", "files", "seconds", times, log_x=True, log_y=True),
+        Panel("resident memory after it", "files", "MB", resident, log_x=True),
+    ]
+    (docs / "scaling-files.svg").write_text(drawing(files))
+    title = f"cold read of {size / GB:.2g} GB"
+    (docs / "scaling-latency.svg").write_text(drawing([Panel(title, "latency, ms a request", "GB/s", rates)]))
+    results.mkdir(parents=True, exist_ok=True)
+    points = {"find_s": times, "resident_mb": resident, "read_gb_per_s": rates}
+    (results / "scaling.json").write_text(json.dumps(points, indent=2) + "\n")
+
+
+def with_files(bench: Bench) -> tuple[dict[str, Points], dict[str, Points]]:
+    """Seconds of a cold `find` and resident memory after it, for 1,000 files and more."""
+    times: dict[str, Points] = {}
+    resident: dict[str, Points] = {}
+    direct = Direct(bench.server)
+    (rclone,) = bench.peers(RcloneNames)
+    bench.reset()
+    bench.server.truth("CRAWL")  # makes the server's own lists
+    bench.server.switch(latency_s=LATENCY_S)
+    for sessions in (1, 10) if bench.quick else (1, 10, 100, 1000):
+        files = 1000 * sessions
+        project = "MILLION" if sessions == 1000 else "CRAWL"
+        print(f"find over {files:,} files", file=sys.stderr)
+        with (xnatfs := bench.xnatfs("scaling")).mounted() as point:
+            roots = [point / project]
+            if sessions < 100:
+                roots = [point / project / f"{project}_{number:04d}" for number in range(sessions)]
+            bench.server.clear_log()
+            _add(times, "xnatfs", files, lambda roots=roots, files=files: _find(roots, files))
+            _add(resident, "xnatfs", files, lambda xnatfs=xnatfs: resident_mb(xnatfs))
+            asked = bench.server.requests()
+        if sessions < 1000:
+            _add(times, "direct REST", files, lambda asked=asked: seconds(lambda: direct.replay(asked)))
+            if rclone.missing():
+                continue
+            with rclone.mounted() as point:
+                roots = [point / project / f"{project}_{number:04d}_MR" for number in range(sessions)]
+                _add(times, rclone.name, files, lambda roots=roots, files=files: _find(roots, files, bench.patience_s))
+                _add(resident, rclone.name, files, lambda: resident_mb(rclone))
+    return times, resident
+
+
+def _find(roots: list[Path], files: int, timeout_s: float | None = None) -> float:
+    found: list[int] = []
+    took = seconds(lambda: found.append(count_files(roots, timeout_s)))
+    if found != [files]:
+        raise RuntimeError(f"find found {found[0]} files, not {files}")
+    return took
+
+
+def _add(lines: dict[str, Points], name: str, x: float, work: Callable[[], float]) -> None:
+    """A point, unless this contender cannot do it."""
+    try:
+        lines.setdefault(name, []).append((x, work()))
+    except EXPECTED_FAULTS as exc:
+        print(f"  {name} at {x:,.0f}: {reason(exc)}", file=sys.stderr)
+        if not lines[name]:
+            del lines[name]
+
+
+def with_latency(bench: Bench) -> tuple[dict[str, Points], int]:
+    """GB/s of a cold read against the latency of each request."""
+    file = big_file(bench.server, "bold_100m.nii" if bench.quick else "bold_500m.nii")
+    lines: dict[str, Points] = {}
+    (rclone,) = bench.peers(Rclone)
+
+    def ours() -> float:
+        with bench.xnatfs("latency").mounted() as point:
+            (point / file.path).stat()
+            warm_memory(bench.room, 2 * file.size)
+            return file.size / seconds(lambda: read_through(point / file.path, file.size)) / GB
+
+    def theirs() -> float:
+        return peer_reads(rclone, file, bench)
+
+    def wire() -> float:
+        return file.size / seconds(lambda: curl(bench.server, file)) / GB
+
+    contenders = {"xnatfs": ours, "curl": wire} | ({} if rclone.missing() else {rclone.name: theirs})
+    for latency_ms in LATENCIES_MS:
+        print(f"reading at {latency_ms} ms", file=sys.stderr)
+        bench.reset()
+        bench.server.switch(latency_s=latency_ms / 1e3)
+        samples: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(bench.few):
+            for name, work in contenders.items():
+                samples[name].append(work())
+        for name, values in samples.items():
+            lines.setdefault(name, []).append((float(latency_ms), statistics.median(values)))
+    return lines, file.size
