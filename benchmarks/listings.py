@@ -10,6 +10,8 @@ from measure import Row, Series, at_most, in_turn, run, seconds
 from peers import Peer, Rclone, RcloneNames, Xnatfs
 from tasks import LATENCY_S, Bench, measures, must_run
 
+from tests.helpers.usage import resident_bytes
+
 SESSION = ("BENCH", "BENCH_1", "BENCH_2000_FILES")
 SESSION_FILES = 2000
 CRAWL_FILES_A_SESSION = 1000
@@ -187,14 +189,8 @@ class _TimedMount:
 
 
 def resident_mb(mount: Xnatfs | Peer, field: str = "VmRSS") -> float:
-    """Resident memory of a mount's processes together, in MB; VmHWM for its highest so far."""
-    total = 0
-    for pid in mount.pids():
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        total += next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
-    if not total:
-        raise RuntimeError("no process of the mount was found")
-    return total / 1e6
+    """Resident memory of a mount's processes together; VmHWM for its highest so far."""
+    return resident_bytes(mount.pids(), field) / 1e6
 
 
 @measures(16)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 from large_files import side_by_side
 from listings import resident_mb
 from measure import Row, Series, at_most, at_most_always, read_through, run
 from peers import Rclone, big_file
 from tasks import Bench, measures, must_run
+
+from tests.helpers.usage import disk_used
 
 SAMPLE_S = 0.1
 MEBI = 2**20
@@ -83,19 +84,3 @@ def disk(bench: Bench) -> list[Row]:
     samples.append(disk_used(xnatfs.cache) / MEBI)
     what = f"disk used, cap {cap // MEBI} MiB, {len(samples)} samples"
     return [at_most_always(15, what, "xnatfs", "MiB", samples, cap // MEBI + 64)]
-
-
-def disk_used(folder: Path) -> int:
-    """Bytes on disk below a folder, as `du` counts them; files that vanish meanwhile count as nothing."""
-    total = 0
-    pending = [folder]
-    while pending:
-        try:
-            for entry in os.scandir(pending.pop()):
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(Path(entry.path))
-                else:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-        except FileNotFoundError:
-            continue
-    return total

@@ -53,7 +53,7 @@ def copy_of_a_series(bench: Bench) -> list[Row]:
         return took
 
     def file_by_file(client: str) -> float:
-        took, files = api_client(client, "download", bench.server, SERIES, fresh(), 4 * bench.patience_s)
+        took, files = api_client(client, "download", bench.server, SERIES, fresh(), 2 * bench.patience_s)
         if files != SERIES_FILES:
             raise RuntimeError(f"{files} files came")
         return took
