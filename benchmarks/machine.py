@@ -39,7 +39,7 @@ def _program(name: str, flags: tuple[str, ...]) -> str:
     if not shutil.which(name):
         return "not installed"
     done = subprocess.run([name, *flags], capture_output=True, text=True, check=False)
-    words = (done.stdout + done.stderr).split()
+    words = (done.stderr + done.stdout).split()
     return next((w.strip(",") for w in words if w[:1].isdigit() or (w[:1] == "v" and w[1:2].isdigit())), "unknown")
 
 
@@ -52,7 +52,7 @@ def machine(room: Path) -> dict[str, str]:
         if "model name" in line
     ]
     kind = subprocess.run(
-        ["stat", "-f", "-c", "%T", str(room)], capture_output=True, text=True, check=True
+        ["findmnt", "-no", "FSTYPE", "-T", str(room)], capture_output=True, text=True, check=True
     ).stdout.strip()
     return {
         "cores": f"{os.cpu_count()}{f' ({cpus[0]})' if cpus else ''}",

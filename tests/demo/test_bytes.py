@@ -325,6 +325,7 @@ def test_a_plain_directory_index_leads_to_the_same_bytes(
     assert http.get(f"{server.url}/index/DEMO/DEMO_001_MR1/3/BIDS").content == page.content  # led there, as elsewhere
     assert http.get(f"{server.url}/index/PRIVATE/").status_code == 404
     assert http.get(f"{server.url}/index/PRIVATE").status_code == 404
+    assert http.get(f"{server.url}/index").url == f"{server.url}/index/"
 
 
 @pytest.mark.tools

@@ -89,7 +89,7 @@ class Api:
             return home_page(login.user, login.user == GUEST)
         if path.startswith("/xapi/"):
             return self._xapi(path, login)
-        if path.startswith(index.PREFIX):
+        if (path + "/").startswith(index.PREFIX):
             return self._index(question, login, path)
         below = data_path(path)
         if below is None:

@@ -148,12 +148,13 @@ class Sender:
             parts = _rest((memoryview(head), view, memoryview(tail)), done)
             if limit is not None:
                 parts = [parts[0][:limit]]
-                self.link.wait(len(parts[0]))
             try:
                 taken = self.sock.send(parts[0]) if len(parts) == 1 else self.sock.sendmsg(parts)
             except BlockingIOError:
                 self._writable()
                 continue
+            if limit is not None:
+                self.link.wait(taken)  # what went out, not what was offered: the send buffer takes only part of it
             self.meter.sent += _within(done + taken, len(head), len(view)) - _within(done, len(head), len(view))
             done += taken
 
