@@ -167,7 +167,7 @@ fill_environment() {
       ;;
     test) # --group needs pip 25.1
       pip_quietly "$venv" install 'pip>=25.1' || die "pip could not be updated"
-      (cd "$project" && pip_quietly "$venv" install -c constraints.txt -e '.[demo]' --group dev) ||
+      (cd "$project" && pip_quietly "$venv" install -c constraints.txt -e '.[demo,fsspec]' --group dev) ||
         die "pip could not install xnatfs and its tests' packages"
       for part in demo bench; do # what these need is there, too
         environment_stamp "$part" >>"$venv/xnatfs.stamp" && echo >>"$venv/xnatfs.stamp"

@@ -12,11 +12,11 @@ from random import Random
 import pytest
 
 from tests.helpers.mounting import why_no_fuse
-from tests.helpers.sample_tree import LARGE, TREE, Door, MountDoor, VfsDoor, sample_vfs
+from tests.helpers.sample_tree import LARGE, TREE, Door, FsspecDoor, MountDoor, VfsDoor, file_system, sample_vfs
 from tests.helpers.trees import run_together
 from xnatfs.archives.memory import FIRST_MTIME_S
 
-DOORS = ["vfs", pytest.param("fuse2", marks=pytest.mark.fuse), pytest.param("fuse3", marks=pytest.mark.fuse)]
+DOORS = ["vfs", "fsspec", pytest.param("fuse2", marks=pytest.mark.fuse), pytest.param("fuse3", marks=pytest.mark.fuse)]
 
 BYTES = {
     "/P/resources/docs/notes.txt": b"notes",
@@ -39,6 +39,10 @@ def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "vfs":
         with closing(sample_vfs()) as vfs:
             yield VfsDoor(vfs)
+        return
+    if request.param == "fsspec":
+        with file_system(sample_vfs()) as fs:
+            yield FsspecDoor(fs)
         return
     why_not = why_no_fuse()
     if why_not is not None:

@@ -6,11 +6,14 @@ libfuse, says "ready" on stdout and serves until it is unmounted. No pytest here
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import stat
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +23,7 @@ from tests.helpers.trees import build_vfs
 from xnatfs.archives.memory import MemoryArchive, Tree
 from xnatfs.config import MountConfig
 from xnatfs.frontends import fuse
+from xnatfs.frontends.fsspec import ArchiveFileSystem
 from xnatfs.model import Entry
 from xnatfs.tree.vfs import ArchiveVFS
 
@@ -99,6 +103,43 @@ class VfsDoor:
             return self._vfs.pread(handle, offset, size)
         finally:
             self._vfs.release(handle)
+
+
+class FsspecDoor:
+    """The tree as an fsspec file system, asked as libraries ask it."""
+
+    def __init__(self, fs: ArchiveFileSystem) -> None:
+        self._fs = fs
+
+    def names(self, path: str) -> list[str]:
+        found = self._fs.ls(path, detail=False)
+        if found == [path]:  # fsspec lists a file as itself
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        return [each.rpartition("/")[2] for each in found]
+
+    def facts(self, path: str) -> Facts:
+        found = self._fs.info(path)
+        return Facts(found["type"] == "directory", found["size"], round((found["mtime"] or 0) * 1e9), found["ino"])
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        with self._fs.open(path) as file:
+            file.seek(offset)
+            data = file.read(size)
+        assert self._fs.cat_file(path, offset, offset + size) == data
+        return bytes(data)
+
+
+@contextmanager
+def file_system(vfs: ArchiveVFS) -> Iterator[ArchiveFileSystem]:
+    """A file system over a tree that is there already, in place of one that a URL names; closes the tree at the end."""
+    fs = ArchiveFileSystem(f"https://sample-{id(vfs)}.invalid", skip_instance_cache=True)
+    fs._build = lambda: vfs
+    assert fs.vfs is vfs  # open from here on, so that its closing thread belongs to whoever asked
+    try:
+        yield fs
+    finally:
+        fs.close()
+        gc.collect()  # what was raised holds the frames that it went through, and they the tree
 
 
 class MountDoor:

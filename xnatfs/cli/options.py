@@ -417,7 +417,7 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, object]:
         key, equals, value = word.partition("=")
         if (not equals and key in MOUNT_WORDS) or key.startswith("x-") or key == "comment":
             continue
-        option = _known(key.replace("_", "-"), "-o")
+        option = known_option(key.replace("_", "-"), "-o")
         if option.kind == "list":
             listed = found.setdefault(option.key, [])
             assert isinstance(listed, list)
@@ -455,10 +455,10 @@ def read_config_file(path: Path) -> dict[str, object]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise UsageError(f"config file {path}: {exc}", 'each line reads: cache-size = "20G"') from exc
-    return {_known(key.replace("_", "-"), f"config file {path}").key: value for key, value in document.items()}
+    return {known_option(key.replace("_", "-"), f"config file {path}").key: value for key, value in document.items()}
 
 
-def _known(key: str, place: str) -> Option:
+def known_option(key: str, place: str) -> Option:
     option = BY_KEY.get(key)
     return option if option else _unknown(key, place)
 
