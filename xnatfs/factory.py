@@ -10,7 +10,6 @@ from xnatfs.archives.kept import KeptDocuments, OfflineArchive
 from xnatfs.blocks.base import BlockCache
 from xnatfs.buffers import BufferPool
 from xnatfs.config import MIB, CacheConfig, Config
-from xnatfs.errors import UsageError
 from xnatfs.reading.reader import BlockReader
 from xnatfs.stats import Stats
 from xnatfs.tree.listing import ListingCache
@@ -28,6 +27,9 @@ ARCHIVES = {
     "web+https": "xnatfs.archives.webtree:WebTreeArchive",
 }
 """Scheme of a SOURCE -> the class that reads it, imported when it is asked for."""
+
+ANY_OTHER = "xnatfs.archives.objects:FsspecArchive"
+"""For the schemes that fsspec knows; it refuses the rest."""
 
 LISTINGS_SHARE = 20
 LISTINGS_BYTES = 512 * MIB
@@ -71,10 +73,7 @@ def open_server(config: Config) -> XnatArchive:
 
 
 def open_archive(config: Config, stats: Stats | None = None) -> Archive:
-    target = ARCHIVES.get(config.source.scheme)
-    if target is None:
-        known = ", ".join(sorted(ARCHIVES))
-        raise UsageError(f"{config.source.url}: no archive for {config.source.scheme!r}", f"known: {known}")
+    target = ARCHIVES.get(config.source.scheme, ANY_OTHER)
     module, _, name = target.partition(":")
     build: Any = getattr(importlib.import_module(module), name)
     from xnatfs import __version__

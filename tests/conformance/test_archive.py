@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import md5
+from pathlib import Path
 
+import fsspec
 import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
@@ -18,6 +20,7 @@ from tests.helpers.trees import run_together
 from tests.helpers.truth import project_truth
 from xnatfs.archives.base import Archive, RangeStream
 from xnatfs.archives.memory import MemoryArchive
+from xnatfs.archives.objects import FsspecArchive
 from xnatfs.archives.s3 import S3Archive
 from xnatfs.archives.webtree import WebTreeArchive
 from xnatfs.archives.xnat import XnatArchive
@@ -25,6 +28,7 @@ from xnatfs.archives.xnat_tables import listing_id
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing
+from xnatfs.stats import Stats
 
 ARCHIVES = [
     "memory-ranged",
@@ -35,6 +39,8 @@ ARCHIVES = [
     "s3",
     "s3-in-pages",
     "web",
+    "fsspec-memory",
+    "fsspec-file",
 ]
 
 Known = tuple[int, str]  # size, md5
@@ -123,6 +129,21 @@ def s3_case(server: ObjectServer, url: str) -> Case:
     return Case(archive, "P", KNOWN, "S/scans/1/a.dcm", lambda: len(server.asked), gone)
 
 
+def fsspec_case(kind: str, folder: Path) -> Case:
+    url = f"memory://{folder.name}-{id(folder)}/top" if kind == "fsspec-memory" else f"file://{folder}"
+    fs, path = fsspec.core.url_to_fs(url)
+    for name, data in OBJECTS.items():
+        fs.pipe_file(f"{path}/P/{name}", data) if kind == "fsspec-memory" else write_file(folder / "P" / name, data)
+    stats = Stats()
+    archive = FsspecArchive(url, Credentials(), HttpConfig(), TreeConfig(), "tests/1", stats)
+    return Case(archive, "P", KNOWN, "S/scans/1/a.dcm", lambda: stats.requests, Entry("g", "/g", True, listing="/g"))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
 @pytest.fixture(params=ARCHIVES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     kind = request.param
@@ -143,6 +164,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         tree = WebTreeArchive(f"web+{pages.url}/web", Credentials(), HttpConfig(), TreeConfig(), "tests/1")
         gone = Entry("gone", "/web/gone/", True, listing="/web/gone/")
         case = Case(tree, "top/P", KNOWN, "S/scans/1/a.dcm", lambda: len(pages.asked), gone)
+    elif kind.startswith("fsspec"):
+        case = fsspec_case(kind, request.getfixturevalue("tmp_path"))
     else:
         server: DemoServer = request.getfixturevalue("server")
         server.reset()

@@ -39,7 +39,7 @@ ALSO = {
 DOORS = {  # library -> the modules that may import it
     "fuse": ("frontends.fuse", "frontends.fuse_binding"),
     "mfusepy": ("frontends.fuse", "frontends.fuse_binding"),
-    "fsspec": ("frontends.fsspec",),
+    "fsspec": ("frontends.fsspec", "archives.objects"),  # the one offers its interface, the other uses it
     "diskcache": ("blocks.disk",),
     "pyxnat": ("archives.xnat", "archives.xnat_login"),
     "requests": ("archives.http", "archives.http_errors", "archives.xnat_login"),
