@@ -18,7 +18,7 @@ from tests.helpers.object_server import ObjectServer, Thing
 from tests.helpers.server import DemoServer
 from tests.helpers.trees import run_together
 from tests.helpers.truth import project_truth
-from xnatfs.archives.base import Archive, RangeStream
+from xnatfs.archives.base import Archive, BulkMember, RangeStream
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.archives.objects import FsspecArchive
 from xnatfs.archives.s3 import S3Archive
@@ -29,11 +29,13 @@ from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing
 from xnatfs.stats import Stats
+from xnatfs.reading.validators import validators_agree
 
 ARCHIVES = [
     "memory-ranged",
     "memory-whole-files",
     "memory-one-listing",
+    "memory-bulk",
     "xnat",
     "xnat-ranged",
     "s3",
@@ -148,7 +150,9 @@ def write_file(path: Path, data: bytes) -> None:
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     kind = request.param
     if kind.startswith("memory"):
-        case = memory_case(ranged=kind != "memory-whole-files", one_listing=kind == "memory-one-listing")
+        case = memory_case(
+            ranged=kind != "memory-whole-files", one_listing=kind == "memory-one-listing", bulk=kind == "memory-bulk"
+        )
     elif kind.startswith("s3"):
         objects: ObjectServer = request.getfixturevalue("objects")
         objects.reset()
@@ -334,6 +338,86 @@ def test_a_missing_file_is_not_found(case: Case) -> None:
     entry = case.entry(f"{case.top}/{case.sample}")
     with pytest.raises(NotFound):
         case.archive.open_range(replace(entry, key=f"{entry.key}x"), 0, 1).close()
+
+
+# --- many files at once -----------------------------------------------------------------------------------------------
+
+
+def folder_of_the_sample(case: Case) -> dict[str, Entry]:
+    """The files at and below the directory that the sample is in, by path."""
+    path = f"{case.top}/{case.sample}".rpartition("/")[0]
+    return {name: entry for name, entry in walk(case.archive, f"{path}/", case.entry(path)) if not entry.is_dir}
+
+
+def known(case: Case, path: str) -> Known:
+    return case.files[path.removeprefix(f"{case.top}/")]
+
+
+def test_a_bulk_stream_gives_files_that_were_asked_for_each_once_and_right(case: Case) -> None:
+    files = folder_of_the_sample(case)
+    before = case.requests()
+    stream = case.archive.open_bulk(list(files.values()))
+    if stream is None:
+        assert case.requests() == before
+        return
+    found = []
+    while (member := stream.next()) is not None:
+        entry, body = member
+        data = b"".join(iter(lambda body=body: some_of(body), b""))
+        assert body.readinto(memoryview(bytearray(1))) == 0
+        [path] = [path for path, one in files.items() if one == entry]
+        assert (len(data), md5(data).hexdigest()) == known(case, path)
+        found.append(path)
+    stream.close()
+    assert sorted(found) == sorted(files)
+
+
+def some_of(body: BulkMember) -> bytes:
+    buffer = bytearray(4096)
+    return bytes(buffer[: body.readinto(memoryview(buffer))])
+
+
+def test_a_bulk_streams_validators_agree_with_those_of_single_files(case: Case) -> None:
+    stream = case.archive.open_bulk(list(folder_of_the_sample(case).values()))
+    while stream is not None and (member := stream.next()) is not None:
+        entry, body = member
+        if entry.size:
+            single = case.archive.open_range(entry, 0, 1)
+            single.close()
+            assert validators_agree(body.validator, single.validator)
+    if stream is not None:
+        stream.close()
+
+
+def test_a_bulk_stream_passes_over_members_that_nobody_reads(case: Case) -> None:
+    files = list(folder_of_the_sample(case).values())
+    stream = case.archive.open_bulk(files)
+    if stream is not None:
+        assert len(list(iter(stream.next, None))) == len(files)
+        stream.close()
+
+
+def test_a_bulk_stream_can_be_closed_early_twice_and_from_another_thread(case: Case) -> None:
+    for _ in range(10):  # more than there are connections
+        stream = case.archive.open_bulk(list(folder_of_the_sample(case).values()))
+        if stream is not None:
+            stream.next()
+            closer = threading.Thread(target=stream.close)
+            closer.start()
+            closer.join(10)
+            assert not closer.is_alive()
+            stream.close()
+
+
+def test_a_bulk_stream_of_files_that_are_gone_is_not_found_or_lacks_them(case: Case) -> None:
+    files = [replace(entry, key=f"{entry.key}x") for entry in folder_of_the_sample(case).values()]
+    try:
+        stream = case.archive.open_bulk(files)
+    except NotFound:
+        return
+    if stream is not None:
+        assert stream.next() is None
+        stream.close()
 
 
 def test_threads_read_files_at_once(case: Case) -> None:

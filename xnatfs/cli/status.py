@@ -89,6 +89,8 @@ def report(config: Config, mountpoint: Path, stats: Stats) -> dict[str, Any]:
         "logins": stats.logins,
         "in_flight": stats.gauge("in_flight"),
         "transfers": stats.gauge("transfers"),
+        "bulk_streams": stats.bulk_streams,
+        "bulk_members": stats.bulk_members,
         "received_bytes": stats.received_bytes,
         "read_bytes": stats.read_bytes,
         "hit_rate": round(stats.hits / pieces, 4) if pieces else None,
@@ -138,6 +140,8 @@ def _lines(state: dict[str, Any]) -> list[str]:
         f"  {state['requests']} requests, {state['retries']} of them again, {state['logins']} logins; "
         f"{state['in_flight']} under way; {size_text(state['received_bytes'])} received"
     )
+    if state["bulk_streams"]:
+        lines.append(f"  {state['bulk_members']} files out of {state['bulk_streams']} zips of folders")
     share = "" if state["hit_rate"] is None else f", {state['hit_rate']:.0%} from the cache"
     lines.append(f"  {size_text(state['read_bytes'])} read{share}")
     if state["cache_directory"] is not None and state["cache_bytes"] is not None:

@@ -26,6 +26,9 @@ WALK = 3
 """Files of one folder that had to be fetched make a walk: a program that samples one header a scan, or the first and
 the last image of one, makes none. Doubled for a folder whose stream did not come to its end."""
 
+USELESS = 16
+"""... and this times for one whose stream brought nothing: the next will do no better."""
+
 LEAST_LEFT = 8
 """Files that must be left to fetch: for fewer, requests of their own cost no more. A guess."""
 
@@ -134,7 +137,9 @@ class BulkReader:
             if transfer is not None:
                 return transfer
             walk.fetched.clear()
-            transfer = BulkTransfer(self._archive, self._cache, self._config, self._block_size, self._slots, self._find)
+            transfer = BulkTransfer(
+                self._archive, self._cache, self._config, self._block_size, self._slots, self._stats, self._find
+            )
             self._running = {**self._running, key: transfer}
         thread = threading.Thread(target=self._run, args=(folder, transfer), name="xnatfs-bulk", daemon=True)
         thread.start()
@@ -142,19 +147,21 @@ class BulkReader:
 
     def _run(self, folder: Folder, transfer: BulkTransfer) -> None:
         """The stream's thread."""
-        complete = False
+        factor = 2
         try:
             files = self._plan(folder)
             if files:
                 self._stats.bulk_streams += 1
                 complete = transfer.run(files, folder.key)
-                self._stats.bulk_members += transfer.kept
+                factor = 1 if complete else 2 if transfer.kept else USELESS
+        except Exception:
+            log.exception("bulk stream of %s failed", folder.key)
         finally:
             with self._lock:
                 self._running = {key: other for key, other in self._running.items() if other is not transfer}
                 walk = self._walks.get(folder.key)
-                if walk is not None and not complete:
-                    walk.needed *= 2
+                if walk is not None:
+                    walk.needed *= factor
             transfer.end()
 
     def _plan(self, folder: Folder) -> list[Entry] | None:

@@ -17,11 +17,12 @@ from typing import Protocol
 
 from xnatfs.archives.base import Archive, BulkMember, BulkStream
 from xnatfs.blocks.base import BlockCache, BlockKey
-from xnatfs.config import MIB, ReadConfig
-from xnatfs.errors import ArchiveError
+from xnatfs.config import KIB, MIB, ReadConfig
+from xnatfs.errors import ArchiveError, TimedOut
 from xnatfs.model import ContentId, Entry
 from xnatfs.reading.flight import Flight, with_validator
 from xnatfs.reading.validators import validators_agree
+from xnatfs.stats import Stats
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,12 @@ PATIENCE_BYTES = 32
 """... and until this many times the bytes of its file have passed: so at most a thirtieth comes twice."""
 
 LONGEST_WAIT_S = 10.0  # whatever passes
-SILENCE_S = 2.0  # a stream that has brought nothing for so long is not waited for
+SILENCE_S = 2.0
+"""Seconds in which a stream has to bring PROGRESS bytes to be waited for: files come faster by themselves than from one
+that drips. One whose reader has turned away is let go, unless its first bytes are still to come."""
+
+PROGRESS = 64 * KIB
+
 
 LOOK_S = 0.25
 
@@ -80,6 +86,7 @@ class BulkTransfer:
         config: ReadConfig,
         block_size: int,
         slots: Slots,
+        stats: Stats,
         find: Callable[[ContentId], Flight | None],
     ) -> None:
         self._archive = archive
@@ -87,13 +94,15 @@ class BulkTransfer:
         self._config = config
         self._block_size = block_size
         self._slots = slots
+        self._stats = stats
         self._find = find
         self._cond = threading.Condition(threading.Lock())
         self._tickets: dict[str, list[_Ticket]] = {}  # guarded by _cond; by key of the file
         self._to_come: set[str] | None = None  # guarded by _cond; None while it is not known
         self._followed = 0  # guarded by _cond: bytes of files opened by readers since the stream began
         self._followed_at = time.monotonic()
-        self._progress_at = time.monotonic()
+        self._progress_at = time.monotonic()  # when PROGRESS bytes had last come
+        self._progress = 0  # since then
         self._paused = False
         self._stopping = False  # guarded by _cond
         self._ended = False  # guarded by _cond
@@ -121,6 +130,7 @@ class BulkTransfer:
                 self._tickets.setdefault(key, []).append(ticket)
                 self._followed_at = time.monotonic()
                 if self._paused:
+                    self._progress_at = self._followed_at  # it stood still because it had to
                     self._cond.notify_all()
         if not coming:
             return self._has_passed(flight)
@@ -133,13 +143,15 @@ class BulkTransfer:
     def _await(self, ticket: _Ticket, flight: Flight) -> None:
         started = time.monotonic()
         enough = self.moved + PATIENCE_BYTES * flight.size
-        while not ticket.done.wait(LOOK_S):
+        while not ticket.done.is_set():
             now = time.monotonic()
-            waited_s = now - started
-            if waited_s > LONGEST_WAIT_S or (waited_s > PATIENCE_S and self.moved >= enough):
+            if now - self._progress_at > SILENCE_S:
+                if self.moved:
+                    self.stop()
                 return
-            if waited_s > PATIENCE_S and now - self._progress_at > SILENCE_S:
+            if now - started > LONGEST_WAIT_S or (now - started > PATIENCE_S and self.moved >= enough):
                 return
+            ticket.done.wait(LOOK_S)
 
     def _drop(self, key: str, ticket: _Ticket) -> None:
         with self._cond:
@@ -185,8 +197,6 @@ class BulkTransfer:
             return self._consume(files, what)
         except ArchiveError as error:
             log.log(logging.DEBUG if self._stopping else logging.INFO, "%s: bulk stream ended early: %s", what, error)
-        except Exception:
-            log.exception("bulk stream of %s failed", what)
         finally:
             with self._cond:
                 stream, self._stream = self._stream, None
@@ -213,9 +223,10 @@ class BulkTransfer:
             ticket.done.set()
         stream = self._archive.open_bulk(files)
         if stream is None:
-            return True
+            return False
         with self._cond:
             self._stream = stream
+            self._progress_at = self._followed_at = time.monotonic()
             stopping = self._stopping
         if stopping:
             stream.close()
@@ -232,12 +243,11 @@ class BulkTransfer:
     def _may_run(self, left: int) -> bool:
         """Back-pressure: wait until a reader follows. False when the stream should end instead."""
         with self._cond:
-            self._followed_at = max(self._followed_at, self._progress_at) if self.moved == 0 else self._followed_at
             while not self._stopping:
                 ahead = self.moved - self._followed
                 if left <= LITTLE or self._tickets or ahead <= min(MOST_AHEAD, FIRST_AHEAD + 4 * self._followed):
-                    self._paused = False
-                    self._progress_at = time.monotonic()
+                    if self._paused:
+                        self._paused, self._progress_at = False, time.monotonic()
                     return True
                 idle_s = time.monotonic() - self._followed_at
                 if idle_s >= self._config.idle_s:
@@ -255,7 +265,7 @@ class BulkTransfer:
             kept = data is not None and self._keep(entry, member.validator, data)
         self.moved += entry.size
         self.kept += kept
-        self._progress_at = time.monotonic()
+        self._stats.bulk_members += kept
         with self._cond:
             if self._to_come is not None:
                 self._to_come.discard(entry.key)
@@ -275,7 +285,7 @@ class BulkTransfer:
             if not count:
                 break
             filled += count
-            self._progress_at = time.monotonic()
+            self._note_progress(count, entry.key)
         data = bytes(view[:size])
         if filled != size:
             log.info("%s: another length in a bulk stream than the %d bytes listed", entry.key, size)
@@ -284,6 +294,14 @@ class BulkTransfer:
             log.info("%s: the MD5 of a bulk stream's member differs from the archive's catalog", entry.key)
             return None
         return data
+
+    def _note_progress(self, count: int, what: str) -> None:
+        self._progress += count
+        now = time.monotonic()
+        if self._progress >= PROGRESS:
+            self._progress, self._progress_at = 0, now
+        elif now - self._progress_at > self._config.timeout_s:
+            raise TimedOut(f"{what}: under {PROGRESS} bytes in {self._config.timeout_s:g} s")
 
     def _keep(self, entry: Entry, validator: str, data: bytes) -> bool:
         """Put a member's blocks into the cache and give them to readers. False when it is another version than known.
