@@ -28,8 +28,8 @@ from xnatfs.archives.xnat_tables import listing_id
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing
-from xnatfs.stats import Stats
 from xnatfs.reading.validators import validators_agree
+from xnatfs.stats import Stats
 
 ARCHIVES = [
     "memory-ranged",
