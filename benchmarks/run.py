@@ -35,7 +35,7 @@ PAGE = ROOT / "docs" / "performance.md"
 def main() -> int:
     options = _options()
     if options.write_docs is not None:
-        path = options.write_docs or max(RESULTS.glob("*.json"), key=lambda found: found.stat().st_mtime)
+        path = options.write_docs or max(RESULTS.glob("2*.json"), key=lambda found: found.stat().st_mtime)
         write_block(PAGE, json.loads(path.read_text()))
         return 0
     chosen = [(numbers, task) for numbers, task in TASKS if not options.only or set(options.only) & set(numbers)]
@@ -44,8 +44,9 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="xnatfs-bench-") as room, DemoServer(sample="full") as server:
         bench = Bench(server, Path(room), options.rounds or (2 if options.quick else 5), options.quick)
-        if options.plots:
+        if options.plots or options.publish:
             scaling.draw(bench, ROOT / "docs", RESULTS)
+        if options.plots:
             return 0
         facts: dict[str, Any] = {
             **machine(Path(room)),
@@ -59,7 +60,9 @@ def main() -> int:
     rows.sort(key=lambda row: row.number)
     print(table(rows))
     print("; ".join(f"{name} {value}" for name, value in facts.items()))
-    _write(options.json, as_json(rows, facts))
+    path = _write(options.json, as_json(rows, facts))
+    if options.publish:
+        write_block(PAGE, json.loads(path.read_text()))
     missed = sorted({row.number for row in rows if row.met is False})
     print(f"missed: {', '.join(map(str, missed)) or 'none'}")
     return int(options.strict and bool(missed))
@@ -91,6 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the samples go (default benchmarks/results/)")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--plots", action="store_true", help="measure scaling in place of the numbers, draw docs/*.svg")
+    parser.add_argument("--publish", action="store_true", help="all numbers and the plots, put into docs/")
     parser.add_argument(
         "--write-docs",
         type=Path,
@@ -102,13 +106,14 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write(path: Path | None, text: str) -> None:
+def _write(path: Path | None, text: str) -> Path:
     if path is None:
         stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         path = RESULTS / f"{stamp}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     print(f"samples: {path}")
+    return path
 
 
 if __name__ == "__main__":

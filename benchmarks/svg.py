@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 460, 340  # one panel, pixels
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 84
+LEFT, RIGHT, TOP, BOTTOM = 64, 36, 40, 84
 COLOURS = ("#0b62a4", "#c8502d", "#3c8d40", "#7b5aa6", "#8a6d1d")  # told apart also by those who see few colours
 MARKS = ("circle", "square", "circle", "square", "circle")
 
@@ -41,14 +41,15 @@ class _Axis:
 
 def drawing(panels: Sequence[Panel]) -> str:
     """The whole SVG document."""
-    parts = [_panel(panel, number * WIDTH) for number, panel in enumerate(panels)]
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))  # one colour a name, in all panels
+    parts = [_panel(panel, number * WIDTH, names) for number, panel in enumerate(panels)]
     size = f'width="{WIDTH * len(panels)}" height="{HEIGHT}" viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}"'
     style = "text{font:12px sans-serif;fill:#222}.grid{stroke:#ddd}.axis{stroke:#222}.line{fill:none;stroke-width:2}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
     return head + '<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
 
 
-def _panel(panel: Panel, offset: int) -> str:
+def _panel(panel: Panel, offset: int, names: Sequence[str]) -> str:
     points = [point for line in panel.lines.values() for point in line]
     x_axis = _axis([x for x, _ in points], panel.log_x)
     y_axis = _axis([y for _, y in points], panel.log_y)
@@ -71,17 +72,17 @@ def _panel(panel: Panel, offset: int) -> str:
     out.append(_text(LEFT + inner_width / 2, TOP + inner_height + 34, panel.x_label, "middle"))
     middle = TOP + inner_height / 2
     out.append(f'<g transform="translate(14 {middle}) rotate(-90)">{_text(0, 0, panel.y_label, "middle")}</g>')
-    for number, (name, line) in enumerate(panel.lines.items()):
-        out += _line(name, [at(*point) for point in line], number)
+    for place, (name, line) in enumerate(panel.lines.items()):
+        out += _line(name, [at(*point) for point in line], names.index(name), place)
     return "\n".join([*out, "</g>"])
 
 
-def _line(name: str, points: Sequence[tuple[float, float]], number: int) -> list[str]:
+def _line(name: str, points: Sequence[tuple[float, float]], number: int, place: int) -> list[str]:
     colour = COLOURS[number % len(COLOURS)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     out = [f'<polyline class="line" stroke="{colour}" points="{path}"/>'] if len(points) > 1 else []
     out += [_mark(x, y, colour, number) for x, y in points]
-    x, y = LEFT + (number % 2) * 190, HEIGHT - 30 + (number // 2) * 16
+    x, y = LEFT + (place % 2) * 190, HEIGHT - 30 + (place // 2) * 16
     return [*out, _mark(x, y - 4, colour, number), _text(x + 10, y, name, "start")]
 
 

@@ -37,7 +37,7 @@ class Bench:
 
     @property
     def patience_s(self) -> float:
-        return 15.0 if self.quick else 120.0
+        return 10.0 if self.quick else 120.0
 
     @property
     def few(self) -> int:
