@@ -71,6 +71,14 @@ class TreeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TciaConfig:
+    prefer: str = "auto"  # where images come from: "idc" (public buckets), "nbia", or "auto": IDC where it has them
+    nbia_url: str = ""  # "": the server that a manifest names, else the public one
+    idc_url: str = "https://s3.amazonaws.com"
+    idc_index: Path | None = None  # CSV or Parquet; None: that of the package idc-index-data, where it is installed
+
+
+@dataclass(frozen=True, slots=True)
 class MountConfig:
     fuse: str = "auto"  # "auto", "2" or "3"
     allow_other: bool = False
@@ -99,3 +107,4 @@ class Config:
     read: ReadConfig = field(default_factory=ReadConfig)
     tree: TreeConfig = field(default_factory=TreeConfig)
     mount: MountConfig = field(default_factory=MountConfig)
+    tcia: TciaConfig = field(default_factory=TciaConfig)

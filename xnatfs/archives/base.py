@@ -13,7 +13,7 @@ An implementation owes its callers:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from xnatfs.model import Entry, Listing
 
@@ -148,4 +148,46 @@ class Archive(Protocol):
 
     def close(self) -> None:
         """Release connections and, where the archive has one, the login session. Safe to call twice."""
+        ...
+
+
+class KeptWriter(Protocol):
+    """Takes one file's bytes from its start to its end, on one thread."""
+
+    def write(self, data: memoryview) -> None: ...
+
+    def finish(self) -> None:
+        """All bytes are there. They may be read from here on."""
+        ...
+
+    def discard(self) -> None:
+        """Forget them, finished or not."""
+        ...
+
+
+class Keeper(Protocol):
+    """Where an archive leaves what comes before anyone has asked for it, so that no byte travels twice.
+
+    For archives that learn names and sizes only while the bytes pass. May forget anything at any time; never raises.
+    """
+
+    def writer(self, key: str, version: str) -> KeptWriter:
+        """For the content that an entry with this key and version will name, its stream having the validator ""."""
+        ...
+
+    def note(self, key: str, text: str) -> None:
+        """Keep a text of the archive's own, in place of the one kept before."""
+        ...
+
+    def recall(self, key: str) -> str | None:
+        """The text kept last, or None."""
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """An archive that has use for a keeper."""
+
+    def keep_with(self, keeper: Keeper) -> None:
+        """To be called once, before anything else."""
         ...

@@ -223,6 +223,11 @@ class HttpClient:
         self._tls: ssl.SSLContext | None = None  # guarded by _lock; made when first needed: it reads files
         self._closed = False
 
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, for messages."""
+        return self._origin
+
     def get_json(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """The decoded JSON document at ``path``.
 

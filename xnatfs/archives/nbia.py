@@ -1,0 +1,594 @@
+"""TCIA as an archive: series of a manifest or a collection, from IDC's open buckets or from an NBIA server.
+
+Which listing takes which requests is here; rows and names are ``nbia_tables.py``, a series' zip ``nbia_series.py``, the
+buckets ``idc.py``. Safe to call from any thread. Nothing it sends changes anything on a server.
+
+The tree is the Data Retriever's: collection, patient, study, series. One answer describes all down to the series. What
+is in a series is known beforehand in IDC only; NBIA tells it by sending the series, so that listing such a directory is
+its one download, and its files go to the keeper.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from hashlib import md5, sha256
+from pathlib import Path
+from random import uniform
+from typing import TypeVar
+from urllib.parse import urlencode
+
+from xnatfs.archives import idc
+from xnatfs.archives.account import Guest
+from xnatfs.archives.base import BulkStream, Keeper, RangeStream
+from xnatfs.archives.http import HttpClient, Reply
+from xnatfs.archives.http_body import checked_body
+from xnatfs.archives.http_errors import BACKOFF_S, OddStatus, ServerFailed, Unreachable
+from xnatfs.archives.idc_index import IdcIndex, Place
+from xnatfs.archives.nbia_login import TokenAccount, log_in
+from xnatfs.archives.nbia_manifest import Manifest, parse_manifest
+from xnatfs.archives.nbia_series import (
+    NoKeeper,
+    Received,
+    SeriesBody,
+    Wanted,
+    open_member,
+    open_series,
+    receive,
+)
+from xnatfs.archives.nbia_tables import Row, Series, parse_rows, series_of, time_ns
+from xnatfs.archives.nbia_tree import (
+    COLLECTION,
+    MANIFEST,
+    MISSING,
+    ROOT,
+    SERIES,
+    SITE,
+    Branch,
+    collections_listing,
+    directory_key,
+    file_key,
+    listing_id,
+    only_entry,
+    parse_file_key,
+    parse_listing_id,
+    received_entries,
+)
+from xnatfs.archives.xnat_documents import BytesBody, DocumentStore, is_document, split_key
+from xnatfs.config import Config, Credentials, HttpConfig, TciaConfig, TreeConfig
+from xnatfs.errors import (
+    AccessDenied,
+    ArchiveError,
+    CorruptContent,
+    LoginFailed,
+    NotFound,
+    StaleContent,
+    TimedOut,
+    Unavailable,
+    UnexpectedReply,
+    UsageError,
+)
+from xnatfs.model import Entry, Listing
+from xnatfs.stats import Stats
+
+log = logging.getLogger(__name__)
+
+PUBLIC_NBIA = "https://nbia.cancerimagingarchive.net"
+
+SERVICES = "/nbia-api/services"
+
+SERIES_A_QUESTION = 5000
+"""UIDs in one request for descriptions, about 300 KB of form: half of what other clients send."""
+
+SERIES_AT_ONCE = 3
+"""Zips under way at the same time, as in the Data Retriever: the server packs each while it sends."""
+
+SERIES_KNOWN = 1024
+"""Series whose files are remembered in memory; the keeper remembers more."""
+
+MAX_MANIFEST = 64 << 20
+"""Bytes: a published one with 19,000 series has 1.2 MB."""
+
+LIMITED = "access may be limited: ask the archive for access, then give --user and store its password in ~/.netrc"
+
+_UID = re.compile(r"[0-9.]{1,64}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """The files of one series, as they passed."""
+
+    token: str
+    files: tuple[Received, ...]
+
+
+class NbiaArchive:
+    """The series of one manifest, or the collections of one server.
+
+    Args:
+        manifest: None shows every collection.
+        server: Scheme, host and port of the NBIA server.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest | None,
+        server: str,
+        credentials: Credentials,
+        http: HttpConfig,
+        tree: TreeConfig,
+        tcia: TciaConfig,
+        user_agent: str,
+        stats: Stats | None = None,
+    ) -> None:
+        self.id = f"nbia:{server}"
+        self._manifest = manifest
+        self._tree = tree
+        self._tcia = tcia
+        self._timeout_s = http.timeout_s
+        self._connections = http.max_connections
+        retries = manifest.retries if manifest is not None else None
+        self._retries = http.retries if retries is None else retries
+        self._stats = stats or Stats()
+        nobody = HttpClient(server, http, Guest(), user_agent, self._stats)
+        account = (
+            Guest()
+            if credentials.user is None
+            else TokenAccount(credentials, lambda: log_in(nobody, credentials), http.timeout_s, self._stats)
+        )
+        self._buckets = HttpClient(tcia.idc_url, http, Guest(), user_agent, self._stats)
+        self._http = HttpClient(server, http, account, user_agent, self._stats)
+        self._clients = (nobody, self._buckets, self._http)
+        self._index = IdcIndex(tcia.idc_index)
+        self._keeper: Keeper = NoKeeper()
+        self._documents = DocumentStore()
+        self._at_once = threading.BoundedSemaphore(SERIES_AT_ONCE)
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, Learnt] = OrderedDict()  # guarded by _lock; by the id of the series' listing
+        self._flights: dict[str, Future[Learnt]] = {}  # guarded by _lock
+        self._bodies: set[SeriesBody] = set()  # guarded by _lock: zips under way
+        self._closed = False  # guarded by _lock
+        self._side: ThreadPoolExecutor | None = None  # guarded by _lock
+        self._api = "v4"
+        self._api_answered = False
+
+    @classmethod
+    def from_config(cls, config: Config, user_agent: str, stats: Stats | None) -> NbiaArchive:
+        """The archive of a SOURCE: the path of a manifest, or ``tcia:``.
+
+        Raises:
+            UsageError: the manifest cannot be read, or names another server than the login is for.
+        """
+        tcia, url = config.tcia, config.source.url
+        manifest = None if url == "tcia:" else _read_manifest(Path(url))
+        server = tcia.nbia_url or (manifest.server if manifest else "") or PUBLIC_NBIA
+        if config.credentials.user is not None and server != (tcia.nbia_url or PUBLIC_NBIA):
+            raise UsageError(
+                f"{url} names the server {server}, and the login is for another", f"add --nbia-url {server}"
+            )
+        return cls(manifest, server, config.credentials, config.http, config.tree, tcia, user_agent, stats)
+
+    def keep_with(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def root(self) -> Entry:
+        return Entry(name="", key=ROOT, is_dir=True, listing=self._root_id())
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            side, self._side = self._side, None
+            bodies = list(self._bodies)
+        for body in bodies:
+            body.interrupt()
+        if side is not None:
+            side.shutdown(wait=False, cancel_futures=True)
+        for client in self._clients:
+            client.close()
+
+    # --- listings ----------------------------------------------------------------------------------------------
+
+    def _root_id(self) -> str:
+        if self._manifest is None:
+            return listing_id(SITE, **self._view())
+        named = sha256("\n".join(self._manifest.series).encode()).hexdigest()[:32]
+        return listing_id(MANIFEST, series=named, **self._view())
+
+    def _view(self) -> dict[str, str]:
+        """What else decides how a listing looks."""
+        view = {"names": self._tree.names, "from": self._tcia.prefer}
+        if self._tree.projects:
+            view["collections"] = "\n".join(self._tree.projects)
+        if self._tree.scan_types:
+            view["modalities"] = "\n".join(self._tree.scan_types)
+        return view
+
+    def children(self, directory: Entry) -> Listing:
+        """See ``Archive.children``. A series that only NBIA has is transferred: that takes as long as it is large."""
+        kind, fields = parse_listing_id(directory.listing)
+        if kind == SERIES:
+            return Listing(directory.listing, {directory.key: self._series(directory, fields)})
+        if kind == MISSING:
+            raise AccessDenied(
+                f"series {fields.get('uid')}: {self._http.origin} does not describe it to this account",
+                f"withdrawn, misspelt in the manifest, or not for everybody; {LIMITED}",
+            )
+        listing, documents = self._top(directory.listing)
+        self._documents.put(documents)
+        return listing
+
+    def _top(self, identifier: str) -> tuple[Listing, dict[str, bytes]]:
+        kind, fields = parse_listing_id(identifier)
+        if kind == COLLECTION:
+            return self._branch(identifier, directory_key(fields["name"]), self._collection(fields["name"]), ())
+        if kind == MANIFEST and self._manifest is not None:
+            series = self._described(self._manifest.series)
+            found = {one.uid for one in series}
+            missing = [uid for uid in self._manifest.series if uid not in found]
+            if missing:
+                log.info("%d of %d series are not described", len(missing), len(self._manifest.series))
+            return self._branch(identifier, ROOT, series, missing)
+        if kind == SITE:
+            names = [row.get("collection", "") for row in self._rows("getCollectionValues", {})]
+            wanted = self._tree.projects
+            named = [name for name in names if name and (not wanted or name in wanted)]
+            if not any(names):
+                raise UnexpectedReply(f"{self._http.origin} names no collection")
+            return collections_listing(identifier, named, **self._view()), {}
+        raise NotFound(f"listing {identifier}: not of this archive")
+
+    def _branch(
+        self, identifier: str, top: str, series: Collection[Series], missing: Collection[str]
+    ) -> tuple[Listing, dict[str, bytes]]:
+        branch = Branch(identifier, top, classic=self._tree.names == "id")
+        shown = [one for one in series if self._is_shown(one)]
+        places = {} if self._tcia.prefer == "nbia" else self._index.find([one.uid for one in shown])
+        branch.add(shown, places)
+        branch.add_missing(missing)
+        return branch.listing(), branch.documents
+
+    def _is_shown(self, series: Series) -> bool:
+        projects, kinds = self._tree.projects, self._tree.scan_types
+        return (not projects or series.collection in projects) and (
+            not kinds or any(fnmatchcase(series.modality, kind) for kind in kinds)
+        )
+
+    def _collection(self, name: str) -> list[Series]:
+        """The series of a collection, in two requests: what is known of studies is not said of series."""
+        side = self._beside()
+        asked = side.submit(lambda: self._rows("getPatientStudy", {"Collection": name}))
+        try:
+            rows = self._rows("getSeries", {"Collection": name})
+        except BaseException:
+            asked.cancel()
+            raise
+        studies = {row.get("studyinstanceuid", ""): row for row in asked.result()}
+        if not rows:
+            raise NotFound(f"collection {name}: {self._http.origin} shows nothing of it to this account", LIMITED)
+        return [series_of(row, studies.get(row.get("studyinstanceuid", "")), f"collection {name}") for row in rows]
+
+    def _described(self, uids: Collection[str]) -> list[Series]:
+        """Those of these series that the server describes to us."""
+        rows: list[Row] = []
+        asked = list(uids)
+        for start in range(0, len(asked), SERIES_A_QUESTION):
+            part = asked[start : start + SERIES_A_QUESTION]
+            rows += self._versioned(partial(self._describe, part))
+        wanted = set(asked)
+        return [one for one in (series_of(row, None, "manifest") for row in rows) if one.uid in wanted]
+
+    def _describe(self, uids: list[str], api: str) -> list[Row]:
+        if api == "v4":
+            path = f"{SERVICES}/v4/getSeriesMetadata"
+            form = urlencode({"list": ",".join(uids)}).encode()
+            answer = self._http.post_search(path, {}, form, "application/x-www-form-urlencoded")
+            return parse_rows(answer, f"POST {path}")
+        pool = self._beside()
+        return [row for rows in pool.map(self._describe_one, uids) for row in rows]
+
+    def _describe_one(self, uid: str) -> list[Row]:
+        path = f"{SERVICES}/v1/getSeriesMetaData"
+        try:
+            return parse_rows(self._http.get_bytes(path, {"SeriesInstanceUID": uid}), f"GET {path}")
+        except OddStatus as error:
+            if error.status == 204:  # v1 has nothing to say of it
+                return []
+            raise
+
+    def _rows(self, call: str, params: Mapping[str, str]) -> list[Row]:
+        def ask(api: str) -> list[Row]:
+            path = f"{SERVICES}/{api}/{call}"
+            return parse_rows(self._http.get_bytes(path, {**params, "format": "json"}), f"GET {path}")
+
+        return self._versioned(ask)
+
+    def _versioned(self, ask: Callable[[str], T]) -> T:
+        """By the newest interface that the server has: one without v4 answers 404 to all of it."""
+        api = self._api
+        try:
+            answer = ask(api)
+        except (NotFound, OddStatus) as error:
+            unknown = isinstance(error, NotFound) or (isinstance(error, OddStatus) and error.status == 405)
+            if not unknown or self._api_answered or api != "v4":
+                raise
+            answer = ask("v1")
+            self._api = "v1"
+        self._api_answered = True
+        return answer
+
+    def _beside(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the archive has been closed")
+            if self._side is None:
+                self._side = ThreadPoolExecutor(self._connections, "xnatfs-nbia")
+            return self._side
+
+    # --- a series ----------------------------------------------------------------------------------------------
+
+    def _series(self, directory: Entry, fields: Mapping[str, str]) -> tuple[Entry, ...]:
+        """The files of one series: a bucket's listing, or what is known of a single file, or the series itself."""
+        uid, size, stamp = fields["uid"], int(fields["size"]), fields["stamp"]
+        mtime_ns = time_ns(stamp) or directory.mtime_ns
+        if self._tcia.prefer != "nbia":
+            files = self._in_bucket(fields)
+            if files is not None:
+                return files
+        if fields["images"] == "1" and size:
+            return (only_entry(uid, size, stamp, mtime_ns),)
+        learnt = self._learn(directory.listing, fields)
+        return received_entries(uid, learnt.token, learnt.files, mtime_ns)
+
+    def _in_bucket(self, fields: Mapping[str, str]) -> tuple[Entry, ...] | None:
+        """IDC's files, or None where NBIA has to do.
+
+        IDC may hold another version of a series than NBIA describes: then they differ in number or bytes.
+        """
+        uid, images, size = fields["uid"], int(fields["images"]), int(fields["size"])
+        if "bucket" not in fields:
+            if self._tcia.prefer == "idc":
+                raise NotFound(f"series {uid}: not in IDC's index", "--from auto takes it from NBIA")
+            return None
+        place = Place(fields["bucket"], fields["folder"])
+        try:
+            files = idc.list_folder(self._buckets, place)
+            found = sum(entry.size or 0 for entry in files)
+            if (images and len(files) != images) or (size and found != size):
+                raise UnexpectedReply(
+                    f"series {uid}: IDC has {len(files)} files with {found} bytes, NBIA {images} with {size}",
+                    "another version of it; --from nbia has NBIA's",
+                )
+        except ArchiveError as error:
+            if self._tcia.prefer == "idc":
+                raise
+            log.info("series %s is taken from NBIA: %s", uid, error)
+            return None
+        return files
+
+    def _learn(self, identifier: str, fields: Mapping[str, str]) -> Learnt:
+        """The files of a series, for which it is transferred once, whoever asks and however many do."""
+        with self._lock:
+            known = self._known.get(identifier)
+            if known is not None:
+                self._known.move_to_end(identifier)
+                return known
+            flight = self._flights.get(identifier)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[identifier] = Future()
+        if not leads:
+            try:
+                return flight.result()
+            except ArchiveError as error:
+                raise type(error)(str(error), error.hint) from error
+        try:
+            learnt = self._recalled(identifier) or self._received(identifier, fields)
+        except BaseException as error:
+            with self._lock:
+                del self._flights[identifier]
+            flight.set_exception(error if isinstance(error, ArchiveError) else Unavailable("interrupted"))
+            raise
+        with self._lock:
+            del self._flights[identifier]
+            self._known[identifier] = learnt
+            while len(self._known) > SERIES_KNOWN:
+                self._known.popitem(last=False)
+        flight.set_result(learnt)
+        return learnt
+
+    def _recalled(self, identifier: str) -> Learnt | None:
+        """What an earlier mount has learnt of it, or another one that shares the cache."""
+        try:
+            document = json.loads(self._keeper.recall(identifier) or "null")
+            return document and Learnt(
+                str(document["token"]),
+                tuple(Received(str(name), str(sop), int(size), str(md5)) for name, sop, size, md5 in document["files"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _received(self, identifier: str, fields: Mapping[str, str]) -> Learnt:
+        """Transfer the series, again where it comes damaged or short, and leave its files with the keeper."""
+        uid = fields["uid"]
+        attempt = 0
+        with self._at_once:
+            while True:
+                wanted = Wanted(uid, int(fields["images"]), int(fields["size"]), secrets.token_hex(8))
+                body = self._open_zip(uid)
+                try:
+                    files = tuple(self._received_from(body, wanted))
+                    break
+                except (CorruptContent, Unavailable) as error:
+                    attempt += 1
+                    final = attempt > self._retries or isinstance(error, Unreachable | TimedOut) or self._closed
+                    if final:
+                        tries = f" after {attempt} tries" if attempt > 1 else ""
+                        report = f"{error}{tries}"
+                        self._stats.failed(report)
+                        log.warning("%s; the series is left out", report)
+                        raise type(error)(report, error.hint) from error
+                    self._stats.retries += 1
+                    log.info("%s; asking for the series again", error)
+                time.sleep(BACKOFF_S * 2 ** (attempt - 1) * uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
+        learnt = Learnt(wanted.token, files)
+        document = {"token": learnt.token, "files": [[one.name, one.sop, one.size, one.md5] for one in files]}
+        self._keeper.note(identifier, json.dumps(document, ensure_ascii=False))
+        return learnt
+
+    def _received_from(self, body: SeriesBody, wanted: Wanted) -> list[Received]:
+        with self._lock:
+            self._bodies.add(body)
+            closed = self._closed
+        try:
+            if closed:
+                raise Unavailable("the archive has been closed")
+            return receive(body, wanted, self._keeper, lambda name, sop: file_key(wanted.uid, name, sop))
+        finally:
+            with self._lock:
+                self._bodies.discard(body)
+            body.close()
+
+    def _open_zip(self, uid: str) -> SeriesBody:
+        def ask(api: str) -> SeriesBody:
+            params = {"SeriesInstanceUID": uid, "NewFileNames": "Yes"}
+            if api == "v4":
+                params["IncludeMD5"] = "Yes"
+            what = f"series {uid} from {self._http.origin}"
+            return open_series(self._http, f"{SERVICES}/{api}/getImage", params, what, self._timeout_s)
+
+        with _denials(f"series {uid}"):
+            return self._versioned(ask)
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    def _document(self, key: str) -> bytes:
+        data = self._documents.get(key)
+        if data is None:
+            identifier, what = split_key(key)
+            self._documents.put(self._top(identifier)[1])
+            data = self._documents.get(key)
+            if data is None:
+                raise NotFound(f"{what}: no longer listed")
+        return data
+
+    def stat(self, entry: Entry) -> Entry:
+        """See ``Archive.stat``. For an image of NBIA its series has to be transferred, unless it has been."""
+        if is_document(entry.key):
+            data = self._document(entry.key)
+            digest = md5(data, usedforsecurity=False).hexdigest()
+            return replace(entry, size=len(data), version=f"{len(data)}:{digest}", digest=digest)
+        if idc.is_object(entry.key):
+            return idc.stat_object(self._buckets, entry)
+        uid, name, sop = _checked_key(entry.key)
+        described = self._described([uid])
+        if not described:
+            raise NotFound(f"series {uid}: no longer on the server")
+        one = described[0]
+        fields = {"uid": uid, "images": str(one.images), "size": str(one.size), "stamp": one.stamp}
+        learnt = self._learn(listing_id(SERIES, **fields), fields)
+        for file in received_entries(uid, learnt.token, learnt.files, entry.mtime_ns):
+            if (sop and file.id == sop) or (not sop and file.name == name):
+                return replace(entry, size=file.size, version=file.version, digest=file.digest)
+        raise NotFound(f"{name} of series {uid}: not in the series")
+
+    def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
+        """See ``Archive.open_range``. NBIA gives an image by its SOPInstanceUID, from its first byte."""
+        if is_document(entry.key):
+            data = self._document(entry.key)
+            if len(data) != entry.size or md5(data, usedforsecurity=False).hexdigest() != entry.digest:
+                raise StaleContent(f"{entry.name}: has changed on the server", "open it again")
+            return BytesBody(data)
+        if idc.is_object(entry.key):
+            return idc.open_object(self._buckets, entry, start, stop)
+        uid, name, sop = _checked_key(entry.key)
+        try:
+            return self._image(entry, uid, sop, stop) if sop else self._member(entry, uid, name)
+        except StaleContent:
+            self._forget(uid)
+            raise
+
+    def open_bulk(self, files: Sequence[Entry]) -> BulkStream | None:
+        """See ``Archive.open_bulk``. Files of one NBIA series: its zip again."""
+        return None
+
+    def _image(self, entry: Entry, uid: str, sop: str, stop: int) -> RangeStream:
+        path = f"{SERVICES}/{self._api}/getSingleImage"
+        what = f"GET {entry.name} of series {uid}"
+
+        def begin(reply: Reply) -> RangeStream:
+            if reply.headers.get("Content-Type", "").lower().startswith("text/html"):
+                raise self._http.page_reply(what, reply.generation)
+            return checked_body(reply, entry, 0, stop, validator="")
+
+        try:
+            with _denials(what):
+                return self._http.open_with(path, {"SeriesInstanceUID": uid, "SOPInstanceUID": sop}, begin)
+        except ServerFailed as error:
+            # A server that has no such image, or will not give it, fails over it.
+            if error.status != 500 or sop in self._images(uid):
+                raise
+            raise NotFound(f"{what}: no longer in the series") from error
+
+    def _images(self, uid: str) -> set[str]:
+        return {row.get("sopinstanceuid", "") for row in self._rows("getSOPInstanceUIDs", {"SeriesInstanceUID": uid})}
+
+    def _member(self, entry: Entry, uid: str, name: str) -> RangeStream:
+        assert entry.size is not None
+        body = self._open_zip(uid)
+        found = open_member(body, name, entry.size, f"{name} of series {uid}", alone=not entry.digest)
+        if found is None:
+            raise NotFound(f"{name} of series {uid}: not in the series")
+        return found
+
+    def _forget(self, uid: str) -> None:
+        """What was learnt of a series has proved wrong."""
+        with self._lock:
+            wrong = [identifier for identifier in self._known if parse_listing_id(identifier)[1].get("uid") == uid]
+            for identifier in wrong:
+                del self._known[identifier]
+        for identifier in wrong:
+            self._keeper.note(identifier, "")
+
+
+@contextlib.contextmanager
+def _denials(what: str) -> Iterator[None]:
+    """NBIA answers 400, or 403, or asks for a login, where an account may not see a series."""
+    try:
+        yield
+    except LoginFailed:
+        raise
+    except OddStatus as error:
+        if error.status not in (400, 460, 461, 462):
+            raise
+        raise AccessDenied(f"{what}: the server does not give it to this account ({error.status})", LIMITED) from error
+    except AccessDenied as error:
+        raise AccessDenied(str(error), LIMITED) from error
+
+
+def _checked_key(key: str) -> tuple[str, str, str]:
+    uid, name, sop = parse_file_key(key)
+    if not _UID.fullmatch(uid) or (sop and not _UID.fullmatch(sop)):
+        raise NotFound(f"{key}: no such file")
+    return uid, name, sop
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST)
+    except OSError as exc:
+        raise UsageError(f"manifest {path}: {exc.strerror}") from exc
+    return parse_manifest(data.decode("utf-8", "replace"), str(path))
