@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from xnatfs.archives.base import Archive
+from xnatfs.archives.base import Archive, Learning
 from xnatfs.archives.kept import KeptDocuments, OfflineArchive
 from xnatfs.blocks.base import BlockCache
 from xnatfs.buffers import BufferPool
 from xnatfs.config import MIB, CacheConfig, Config
+from xnatfs.reading.keeping import CacheKeeper
 from xnatfs.reading.reader import BlockReader
 from xnatfs.stats import Stats
 from xnatfs.tree.listing import ListingCache
@@ -25,6 +26,7 @@ ARCHIVES = {
     "s3": "xnatfs.archives.s3:S3Archive",
     "web+http": "xnatfs.archives.webtree:WebTreeArchive",
     "web+https": "xnatfs.archives.webtree:WebTreeArchive",
+    "tcia": "xnatfs.archives.nbia:NbiaArchive",
 }
 """Scheme of a SOURCE -> the class that reads it, imported when it is asked for."""
 
@@ -57,6 +59,8 @@ def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
     block_size = config.cache.block_size
     buffers = BufferPool(block_size, memory_share(config) // block_size + IN_FLIGHT)
     cache = open_cache(config, stats, buffers)
+    if isinstance(archive, Learning):
+        archive.keep_with(CacheKeeper(archive.id, cache, block_size))
     store = open_listings(config)
     if store is not None:
         archive = KeptDocuments(archive, store.document)
@@ -79,7 +83,11 @@ def open_archive(config: Config, stats: Stats | None = None) -> Archive:
     from xnatfs import __version__
 
     agent = f"xnatfs/{__version__}"
-    archive: Archive = build(config.source.url, config.credentials, config.http, config.tree, agent, stats)
+    archive: Archive
+    if hasattr(build, "from_config"):  # one that has settings of its own
+        archive = build.from_config(config, agent, stats)
+    else:
+        archive = build(config.source.url, config.credentials, config.http, config.tree, agent, stats)
     return archive
 
 

@@ -20,12 +20,13 @@ from tests.helpers.trees import run_together
 from tests.helpers.truth import project_truth
 from xnatfs.archives.base import Archive, BulkMember, RangeStream
 from xnatfs.archives.memory import MemoryArchive
+from xnatfs.archives.nbia import NbiaArchive
 from xnatfs.archives.objects import FsspecArchive
 from xnatfs.archives.s3 import S3Archive
 from xnatfs.archives.webtree import WebTreeArchive
 from xnatfs.archives.xnat import XnatArchive
 from xnatfs.archives.xnat_tables import listing_id
-from xnatfs.config import Credentials, HttpConfig, TreeConfig
+from xnatfs.config import Credentials, HttpConfig, TciaConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing
 from xnatfs.reading.validators import validators_agree
@@ -43,6 +44,9 @@ ARCHIVES = [
     "web",
     "fsspec-memory",
     "fsspec-file",
+    "nbia",
+    "nbia-v1",
+    "tcia-auto",
 ]
 
 Known = tuple[int, str]  # size, md5
@@ -146,9 +150,28 @@ def write_file(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def tcia_case(server: DemoServer, kind: str, index: Path) -> Case:
+    """One patient of the demo's NBIA server; for ``tcia-auto`` of series that IDC has, has in part, and has not."""
+    index.write_bytes(server.fetch("/idc-index.csv"))
+    settings = TciaConfig(prefer="auto" if kind == "tcia-auto" else "nbia", idc_url=server.url, idc_index=index)
+    tree = TreeConfig(names="id")
+    archive = NbiaArchive(None, server.url, Credentials(), HttpConfig(), tree, settings, "tests/1")
+    collection, patient = ("DEMO_IDC", "IDC-0001") if kind == "tcia-auto" else ("Demo Lung", "DL-0001")
+    rows = [row for row in server.tcia_truth() if (row["collection"], row["patient"]) == (collection, patient)]
+    in_part = {row["series"] for row in rows if not row["object"] or kind != "tcia-auto"}
+    files = {}
+    for row in rows:
+        name = row["name"] if row["series"] in in_part else row["object"].rpartition("/")[2]
+        files[f"{row['study']}/{row['series']}/{name}"] = (row["size"], row["md5"])
+    sample = next(path for path, (size, _) in files.items() if 30_000 < size < 1 << 20)
+    gone = Entry("GONE", "/GONE", True, listing="collection:name=GONE")
+    return Case(archive, f"{collection}/{patient}", files, sample, lambda: len(server.log()["requests"]), gone)
+
+
 @pytest.fixture(params=ARCHIVES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     kind = request.param
+    server: DemoServer
     if kind.startswith("memory"):
         case = memory_case(
             ranged=kind != "memory-whole-files", one_listing=kind == "memory-one-listing", bulk=kind == "memory-bulk"
@@ -170,8 +193,13 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         case = Case(tree, "top/P", KNOWN, "S/scans/1/a.dcm", lambda: len(pages.asked), gone)
     elif kind.startswith("fsspec"):
         case = fsspec_case(kind, request.getfixturevalue("tmp_path"))
+    elif kind in ("nbia", "nbia-v1", "tcia-auto"):
+        server = request.getfixturevalue("server")
+        server.reset()
+        server.switch(nbia_v4=kind != "nbia-v1")
+        case = tcia_case(server, kind, request.getfixturevalue("tmp_path") / "index.csv")
     else:
-        server: DemoServer = request.getfixturevalue("server")
+        server = request.getfixturevalue("server")
         server.reset()
         server.switch(range=kind == "xnat-ranged")
         case = xnat_case(server)

@@ -144,6 +144,7 @@ class DemoServer:
                 "firewall_status": 500,
                 "old_listings": False,
                 "agreement": False,
+                "nbia_v4": True,
                 "unlock": True,
                 "faults": [],
             },
@@ -161,6 +162,15 @@ class DemoServer:
         """Every file as each project shows it; md5 is None for large files unless ``md5="all"``."""
         query = {k: v for k, v in {"project": project, "md5": md5}.items() if v}
         return list(self._control(f"truth?{urllib.parse.urlencode(query)}"))
+
+    def tcia_truth(self) -> list[dict[str, Any]]:
+        """Every image of the TCIA side: where it stands, its names, size and MD5."""
+        return list(self._control("tcia-truth"))
+
+    def fetch(self, path: str) -> bytes:
+        """A document of the server, such as /demo.tcia and /idc-index.csv."""
+        with _DIRECT.open(self.url + path, timeout=60) as answer:
+            return bytes(answer.read())
 
     # -- log ----------------------------------------------------------------------------------------------------------
 

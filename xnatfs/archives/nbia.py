@@ -247,7 +247,7 @@ class NbiaArchive:
             named = [name for name in names if name and (not wanted or name in wanted)]
             if not any(names):
                 raise UnexpectedReply(f"{self._http.origin} names no collection")
-            return collections_listing(identifier, named, **self._view()), {}
+            return collections_listing(identifier, named, self._view()), {}
         raise NotFound(f"listing {identifier}: not of this archive")
 
     def _branch(

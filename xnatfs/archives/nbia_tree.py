@@ -179,11 +179,11 @@ class Branch:
         )
 
 
-def collections_listing(identifier: str, names: Iterable[str], **fields: str) -> Listing:
+def collections_listing(identifier: str, collections: Iterable[str], view: Mapping[str, str]) -> Listing:
     """The top of an archive: its collections, each with a listing of its own."""
     entries = [
-        Entry(name, directory_key(name), True, id=name, listing=listing_id(COLLECTION, name=name, **fields))
-        for name in sorted(set(names))
+        Entry(name, directory_key(name), True, id=name, listing=listing_id(COLLECTION, name=name, **view))
+        for name in sorted(set(collections))
     ]
     return Listing(identifier, {ROOT: tuple(entries)})
 

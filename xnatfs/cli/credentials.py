@@ -31,6 +31,7 @@ Prompt = Callable[[str], str]
 
 _LONGEST_FILE = 1 << 20  # bytes; a guess far above any netrc
 _PORTS = {"https": 443, "http": 80}
+_TCIA_SERVER = "https://nbia.cancerimagingarchive.net"
 _NETRC_KEYWORDS = ("machine", "default", "macdef")
 
 
@@ -101,6 +102,11 @@ def find_credentials(
     """
     if settings.anonymous:
         return Credentials(origin="--anonymous")
+    if source.scheme == "tcia":
+        if settings.user is None and settings.credentials is None:
+            return Credentials()  # its server gives the public what it has; XNAT's passwords are not for it
+        source, tokens = Source("https", settings.nbia_url or _TCIA_SERVER), None
+        environ = {name: value for name, value in environ.items() if name == "NETRC"}
     if settings.credentials is not None:
         return _from_named_file(settings.credentials, source, settings.user)
     found = _from_environment(source, settings.user, environ, home)

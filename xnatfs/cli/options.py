@@ -20,6 +20,7 @@ The decorator has set up logging by then. A daemon that has closed its descripto
 from __future__ import annotations
 
 import functools
+import keyword
 import os
 import re
 import sys
@@ -42,12 +43,14 @@ from xnatfs.config import (
     MountConfig,
     ReadConfig,
     Source,
+    TciaConfig,
     TreeConfig,
 )
 from xnatfs.errors import UsageError
 
 SERVER = "Server"
 VIEW = "What is shown"
+TCIA = "TCIA"
 CACHE = "Cache"
 MOUNT = "Mount"
 MESSAGES = "Messages"
@@ -133,6 +136,13 @@ def parse_proxy(text: str) -> str:
     return text
 
 
+def parse_url(text: str) -> str:
+    """A server's address, without a slash at its end."""
+    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", text):
+        raise ValueError(f"{text!r} is not the address of a server; write https://host")
+    return text.rstrip("/")
+
+
 def _number_and_unit(text: str) -> tuple[float | None, str]:
     match = _NUMBER.fullmatch(text.strip())
     return (float(match[1]), match[2]) if match else (None, "")
@@ -200,11 +210,11 @@ class Option:
 
     @property
     def name(self) -> str:
-        return self.key.replace("-", "_")
+        return self.key.replace("-", "_") + ("_" if keyword.iskeyword(self.key) else "")
 
     @property
     def variable(self) -> str:
-        return "XNATFS_" + self.name.upper()
+        return "XNATFS_" + self.key.replace("-", "_").upper()
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -228,6 +238,17 @@ OPTIONS: tuple[Option, ...] = (
     Option("names", VIEW, "label", "What directories are called.", _choice("label", "id"), metavar="label|id"),
     Option("metadata-ttl", VIEW, "5m", "How long a listing counts as fresh.", parse_duration, metavar="TIME"),
     Option("offline", VIEW, "no", "Ask the server nothing: show and read what is cached.", parse_bool, "flag"),
+    Option("from", TCIA, "auto", "Where images come from.", _choice("auto", "idc", "nbia"), metavar="auto|idc|nbia"),
+    Option("nbia-url", TCIA, None, "NBIA server (default: the manifest's, or TCIA's).", parse_url, metavar="URL"),
+    Option("idc-url", TCIA, TciaConfig().idc_url, "Store that holds IDC's buckets.", parse_url, metavar="URL"),
+    Option(
+        "idc-index",
+        TCIA,
+        None,
+        "IDC's index, CSV or Parquet (default: the package idc-index-data's).",
+        parse_path,
+        metavar="FILE",
+    ),
     Option("cache-dir", CACHE, None, "Where blocks are kept (default: the user's cache).", parse_path, metavar="DIR"),
     Option("cache-size", CACHE, "20G", "Disk space it may use: a hard cap.", _positive(parse_size), metavar="SIZE"),
     Option("min-free", CACHE, "5%", "Leave this share of the disk free.", parse_fraction, metavar="PERCENT"),
@@ -264,6 +285,10 @@ class Settings:
     names: str
     metadata_ttl: float  # seconds
     offline: bool
+    from_: str
+    nbia_url: str | None
+    idc_url: str
+    idc_index: Path | None
     cache_dir: Path
     cache_size: int  # bytes
     min_free: float  # fraction
@@ -314,6 +339,9 @@ class Settings:
             ),
             tree=TreeConfig(
                 projects=self.project, scan_types=self.scan_type, resources=self.resource, names=self.names
+            ),
+            tcia=TciaConfig(
+                prefer=self.from_, nbia_url=self.nbia_url or "", idc_url=self.idc_url, idc_index=self.idc_index
             ),
             mount=MountConfig(
                 fuse=self.fuse,
@@ -539,9 +567,11 @@ class OptionsCommand(click.Command):
 def with_options(*groups: str) -> Decorator:
     """Give a click command the options of these groups and a keyword argument ``settings``.
 
-    With ``MOUNT`` comes ``-o KEY=VALUE``. Variables and file keys of all groups are read and checked in any case.
+    With ``SERVER`` come TCIA's, with ``MOUNT`` comes ``-o KEY=VALUE``. Variables
+    and file keys of all groups are read and checked in any case.
     """
-    chosen = [option for option in OPTIONS if option.group in groups]
+    shown = {*groups, TCIA} if SERVER in groups else set(groups)
+    chosen = [option for option in OPTIONS if option.group in shown]
 
     def decorate(function: CommandFunction) -> CommandFunction:
         @functools.wraps(function)
@@ -627,7 +657,8 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 def parse_source(text: str) -> Source:
     """Read ``https://host[/context][#/PROJECT[/SUBJECT[/SESSION]]]``; also ``http://``, ``xnat://`` and a bare host.
 
-    The last two mean https. Any other scheme is for ``cli/sources.py``, and so is ``dataset:NAME``.
+    The last two mean https. ``tcia://COLLECTION`` and the path of a ``.tcia`` manifest, and any other
+    scheme, are for ``cli/sources.py``, and so is ``dataset:NAME``.
     What follows the ``#`` is a path in the tree, written as ``ls`` shows it (not percent-encoded).
 
     Raises:
@@ -637,11 +668,15 @@ def parse_source(text: str) -> Source:
     from urllib.parse import urlsplit
 
     address, _, fragment = text.partition("#")
+    if address.lower().startswith("tcia:") or address.lower().endswith(".tcia"):
+        from xnatfs.cli.sources import parse_tcia_source
+
+        return parse_tcia_source(address, fragment)
     scheme = address.partition("://")[0].lower() if "://" in address else ""
     if scheme and scheme not in ("https", "http", "xnat"):
         from xnatfs.cli.sources import parse_object_source
 
-        return parse_object_source(address, _inside(fragment))
+        return parse_object_source(address, inside_of(fragment))
     if re.search(r"[\x00-\x20\x7f]", address) or not address or address[0] in "./~":
         raise UsageError(f"SOURCE {address!r} is not a server", "write https://host, or https://host#/PROJECT")
     if "://" not in address:
@@ -662,10 +697,10 @@ def parse_source(text: str) -> Source:
     transport = "http" if scheme == "http" else "https"
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     suffix = "" if port in (None, _DEFAULT_PORTS[transport]) else f":{port}"
-    return Source(transport, f"{transport}://{host}{suffix}{parts.path.rstrip('/')}", _inside(fragment))
+    return Source(transport, f"{transport}://{host}{suffix}{parts.path.rstrip('/')}", inside_of(fragment))
 
 
-def _inside(fragment: str) -> str:
+def inside_of(fragment: str) -> str:
     names = [name for name in fragment.split("/") if name not in ("", ".")]
     if ".." in names:
         raise UsageError(f"the path after # goes up: {fragment!r}", "write it from the top: #/PROJECT/SUBJECT")

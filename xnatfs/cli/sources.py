@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
-from xnatfs.cli.options import Settings
+from xnatfs.cli.options import Settings, inside_of
 from xnatfs.config import Credentials, Source
 from xnatfs.errors import CredentialsError, UsageError
 
@@ -45,6 +46,18 @@ def parse_object_source(address: str, inside: str) -> Source:
     return Source(scheme, f"{scheme}://{path.rstrip('/')}{mark}{options}", inside)
 
 
+def parse_tcia_source(address: str, fragment: str) -> Source:
+    """``tcia://[COLLECTION[/PATIENT...]]`` or the path of a ``.tcia`` manifest, each with a path behind ``#``.
+
+    Raises:
+        UsageError: ``..`` in the path within.
+    """
+    if not address.lower().startswith("tcia:"):
+        return Source("tcia", str(Path(address).expanduser().absolute()), inside_of(fragment))
+    path = unquote(address[len("tcia:") :].lstrip("/"))
+    return Source("tcia", "tcia:", inside_of(f"{path}/{fragment}"))
+
+
 def find_object_credentials(
     source: Source, settings: Settings, environ: Mapping[str, str], home: Path
 ) -> Credentials | None:
@@ -53,7 +66,7 @@ def find_object_credentials(
     Raises:
         CredentialsError: a file of keys that others can read, or one without keys.
     """
-    if source.scheme in ("http", "https"):
+    if source.scheme in ("http", "https", "tcia"):
         return None
     if settings.anonymous:
         return Credentials(origin="--anonymous")

@@ -16,6 +16,7 @@ from xnatfs.demo.selection import NotFound, Router, find_file, holders
 
 if TYPE_CHECKING:
     from xnatfs.demo.server import DemoState
+    from xnatfs.demo.tcia import Tcia
 
 LAZY_MD5_FROM = 64 * 1024 * 1024  # bytes; larger files' digests are worked out for ?md5=all only
 
@@ -23,8 +24,9 @@ LAZY_MD5_FROM = 64 * 1024 * 1024  # bytes; larger files' digests are worked out 
 class Control:
     """The handlers below /__demo__/."""
 
-    def __init__(self, state: DemoState) -> None:
+    def __init__(self, state: DemoState, tcia: Tcia) -> None:
         self._state = state
+        self._tcia = tcia
 
     async def answer(self, request: web.BaseRequest, name: str, query: str) -> web.StreamResponse:
         options = parse_query(query)
@@ -36,6 +38,8 @@ class Control:
             if name == "truth":
                 truth = await asyncio.to_thread(self._truth, options)
                 return web.json_response(truth)
+            if name == "tcia-truth":
+                return web.json_response(await asyncio.to_thread(self._tcia.truth))
             if name == "switches" and request.method == "POST":
                 self._switch(await request.json())
                 return web.json_response(self._switches())
@@ -77,6 +81,7 @@ class Control:
             "firewall_status": state.switches.firewall_status,
             "old_listings": state.switches.old_listings,
             "agreement": state.switches.agreement,
+            "nbia_v4": state.switches.nbia_v4,
             "bandwidth": state.link.bytes_per_s,
             "guests": state.gate.guests,
             "session_timeout_s": state.gate.session_timeout_s,
@@ -90,7 +95,7 @@ class Control:
         unknown = set(wanted) - set(self._switches()) - {"expire_sessions", "add_faults", "unlock"}
         if unknown:
             raise ValueError(f"unknown switches: {sorted(unknown)}")
-        for name in ("latency_s", "range", "outage", "firewall_status", "old_listings", "agreement"):
+        for name in ("latency_s", "range", "outage", "firewall_status", "old_listings", "agreement", "nbia_v4"):
             if name in wanted:
                 setattr(state.switches, name, wanted[name])
         for name in ("guests", "session_timeout_s", "max_sessions", "token_life_s"):

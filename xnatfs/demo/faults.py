@@ -191,6 +191,17 @@ def _chunked_cut(fault: Fault, reply: Reply, range_header: str) -> Reply:
     return reply
 
 
+def _variant(kind: str) -> Callable[[Fault, Reply, str], Reply]:
+    """A body that only whoever made the reply can make wrong in this way."""
+
+    def fault_kind(fault: Fault, reply: Reply, range_header: str) -> Reply:
+        if kind in reply.variants:
+            reply.body = reply.variants[kind]()
+        return reply
+
+    return fault_kind
+
+
 _SCRAMBLED = bytes((value * 167 + 13) % 256 for value in range(256))
 KINDS: dict[str, Callable[[Fault, Reply, str], Reply]] = {
     "reset": _cut("reset"),
@@ -209,4 +220,6 @@ KINDS: dict[str, Callable[[Fault, Reply, str], Reply]] = {
     "parent_item": _parent_item,
     "gzip_encoding": _gzip,
     "chunked_cut": _chunked_cut,
+    "missing_member": _variant("missing_member"),
+    "wrong_md5": _variant("wrong_md5"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xnatfs.demo.sending import Body, Cut, of_bytes
@@ -28,6 +29,8 @@ class Reply:
         declared: The Content-Length to claim when a fault makes it differ from the body's.
         cut: What a fault does to the body on its way out.
         dead: "reset" or "close": no answer at all.
+        ranges: Range is honoured whatever the server's switch says.
+        variants: Fault kind -> the body to send in its place.
         whole: The whole file, where ``body`` has become the range that was asked for.
     """
 
@@ -38,6 +41,8 @@ class Reply:
     cut: Cut | None = None
     dead: str = ""
     whole: Body | None = None
+    ranges: bool = False
+    variants: dict[str, Callable[[], Body]] = field(default_factory=dict)
 
 
 def plain(text: str | bytes, content_type: str = "text/plain", status: int = 200) -> Reply:

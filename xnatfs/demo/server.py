@@ -24,6 +24,7 @@ from xnatfs.demo.records import Archive
 from xnatfs.demo.replies import AGREEMENT_PAGE, LOGIN_PAGE, Reply, error, plain
 from xnatfs.demo.requestlog import Record, RequestLog
 from xnatfs.demo.sending import Body, ClientGone, Cut, CutShort, Link, Sender, abort_on_close
+from xnatfs.demo.tcia import Tcia, is_tcia
 
 SMALL_BODY = 32 * 1024  # bytes that the event loop sends itself; more goes to a thread
 MAX_SENDERS = 256  # threads; each open body holds one
@@ -42,6 +43,7 @@ class Switches:
     outage: bool = False
     firewall_status: int = 500
     agreement: bool = False  # as ConnectomeDB: terms of use in place of everything until they are accepted
+    nbia_v4: bool = True  # off: an NBIA server from before 2025, which has v1 and v2 only
     old_listings: bool = False  # as XNAT 1.7: one file that is gone from disk makes the whole list a 500
 
 
@@ -64,7 +66,8 @@ class DemoServer:
         self.state = state
         self._context = context
         self._api = Api(state.archive, state.gate, lambda: state.switches.old_listings)
-        self._control = Control(state)
+        self._tcia = Tcia(lambda: state.switches.nbia_v4)
+        self._control = Control(state, self._tcia)
         self._senders = ThreadPoolExecutor(MAX_SENDERS, thread_name_prefix="send")
         self._runner: web.ServerRunner | None = None
 
@@ -135,6 +138,8 @@ class DemoServer:
         if self._context and not f"{path}/".startswith(f"{self._context}/"):
             return error(404, "There is nothing outside the context path."), [], "", ""
         path = path[len(self._context) :]
+        if is_tcia(path):
+            return await self._tcia_reply(request, path, record)
         try:
             login = self.state.gate.admit(
                 path,
@@ -153,6 +158,15 @@ class DemoServer:
         reply = self._api.answer(question, login)
         return reply, self._cookies(login), login.user, login.session.id
 
+    async def _tcia_reply(
+        self, request: web.BaseRequest, path: str, record: Record
+    ) -> tuple[Reply, list[str], str, str]:
+        """The neighbours of the XNAT server: an NBIA server and a store of buckets, which know no XNAT session."""
+        body = await request.read() if request.method == "POST" else b""
+        question = Question(request.method, path, parse_query(record.query), request.headers, body)
+        reply, user = await asyncio.to_thread(self._tcia.answer, question)
+        return reply, [], user, ""
+
     def _refusal(self, refused: Refused) -> Reply:
         if refused.redirect:
             return Reply(302, {"Location": f"{self._context}/app/template/Login.vm"})
@@ -170,7 +184,12 @@ class DemoServer:
         """The reply with its range cut out, where the server honours ranges and the request asks for one."""
         header = request.headers.get("Range", "")
         body = reply.body
-        if not self.state.switches.range or reply.status != 200 or not body.sliceable or body.length is None:
+        if (
+            not (self.state.switches.range or reply.ranges)
+            or reply.status != 200
+            or not body.sliceable
+            or body.length is None
+        ):
             return reply
         reply.headers["Accept-Ranges"] = "bytes"
         found = _RANGE.fullmatch(header.strip())
