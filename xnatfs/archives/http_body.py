@@ -61,8 +61,11 @@ def checked_body(reply: Reply, entry: Entry, start: int, stop: int, validator: s
         validator = reply.headers.get("Last-Modified") or reply.headers.get("ETag") or ""
     if reply.status == 206:
         first, last, total = content_range(reply, what)
-        if not first <= start < last:
-            raise UnexpectedReply(f"{what}: bytes from {first} to {last} in place of {start} to {stop}")
+        if not first <= start < last <= total:
+            raise UnexpectedReply(f"{what}: bytes {first} to {last} of {total} in place of {start} to {stop}")
+        length = content_length(reply)
+        if length is not None and length != last - first:
+            raise UnexpectedReply(f"{what}: {length} bytes for the range {first} to {last}")
         ranged = True
     else:
         length = content_length(reply)

@@ -30,6 +30,7 @@ class Fault:
         times: How often it works before it is gone; None is for ever.
         probability: Of working at a request that matches.
         method: Only this method; "" is any.
+        value: What a header is to say, where the kind is about one.
     """
 
     match: str
@@ -40,6 +41,7 @@ class Fault:
     times: int | None = 1
     probability: float = 1.0
     method: str = ""
+    value: str = ""
 
 
 class UnknownFault(ValueError):
@@ -124,6 +126,13 @@ def _plus_one(fault: Fault, reply: Reply, range_header: str) -> Reply:
     return reply
 
 
+def _doubled(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    if reply.body.length is not None:
+        reply.declared = 2 * reply.body.length
+        reply.cut = Cut("close", reply.body.length)
+    return reply
+
+
 def _minus_one(fault: Fault, reply: Reply, range_header: str) -> Reply:
     body = reply.body
     if body.length:
@@ -143,6 +152,40 @@ def _wrong_range(fault: Fault, reply: Reply, range_header: str) -> Reply:
     reply.status = 206
     reply.headers["Content-Range"] = f"bytes {start}-{length - 1}/{length}"
     reply.body = Body(length - start, lambda a, b: pieces(start + a, start + b))
+    return reply
+
+
+def _half_range(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """A 206 for the first half of the range asked for, as a server may; honest about it."""
+    found = re.match(r"bytes=(\d+)-(\d*)", range_header)
+    whole = reply.whole or reply.body
+    length = whole.length
+    if not found or not length:
+        return reply
+    start = int(found.group(1))
+    stop = min(int(found.group(2)) + 1, length) if found.group(2) else length
+    half = max(1, (stop - start) // 2)
+    pieces = whole.pieces
+    reply.status = 206
+    reply.headers["Content-Range"] = f"bytes {start}-{start + half - 1}/{length}"
+    reply.body = Body(half, lambda a, b: pieces(start + a, start + b))
+    return reply
+
+
+def _bare_206(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    reply.status = 206
+    reply.headers.pop("Content-Range", None)
+    return reply
+
+
+def _content_range(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """A 206 whose Content-Range is ``value``, with {first}, {last} and {total} as they would be right."""
+    whole = reply.whole or reply.body
+    total = whole.length or 0
+    found = re.match(r"bytes (\d+)-(\d+)/", reply.headers.get("Content-Range", ""))
+    first, last = (int(found.group(1)), int(found.group(2))) if found else (0, total - 1)
+    reply.status = 206
+    reply.headers["Content-Range"] = fault.value.format(first=first, last=last, total=total)
     return reply
 
 
@@ -202,6 +245,32 @@ def _variant(kind: str) -> Callable[[Fault, Reply, str], Reply]:
     return fault_kind
 
 
+def _chunked(more: bytes) -> Callable[[Fault, Reply, str], Reply]:
+    """The body, whole and in good order, in chunks and so without a length; with ``more`` bytes behind its end."""
+
+    def fault_kind(fault: Fault, reply: Reply, range_header: str) -> Reply:
+        body = reply.body
+
+        def pieces(start: int, stop: int) -> Iterator[Piece]:
+            yield from body.pieces(0, body.length or 0)
+            yield more
+
+        if body.length is not None:
+            reply.body = Body(None, pieces)
+        return reply
+
+    return fault_kind
+
+
+def _unframed(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """Neither length nor chunks: the end of the connection ends the body, at ``at`` if that is before its end."""
+    length = reply.body.length
+    if length is not None:
+        reply.framed = False
+        reply.cut = Cut("close", length if fault.at is None else min(fault.at, length))
+    return reply
+
+
 _SCRAMBLED = bytes((value * 167 + 13) % 256 for value in range(256))
 KINDS: dict[str, Callable[[Fault, Reply, str], Reply]] = {
     "reset": _cut("reset"),
@@ -214,6 +283,13 @@ KINDS: dict[str, Callable[[Fault, Reply, str], Reply]] = {
     "short": _short,
     "length_plus_one": _plus_one,
     "length_minus_one": _minus_one,
+    "length_doubled": _doubled,
+    "chunked": _chunked(b""),
+    "chunked_longer": _chunked(b"!"),
+    "unframed": _unframed,
+    "bare_206": _bare_206,
+    "content_range": _content_range,
+    "half_range": _half_range,
     "wrong_range": _wrong_range,
     "multipart": _multipart,
     "garbage": _garbage,

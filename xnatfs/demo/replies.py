@@ -29,6 +29,7 @@ class Reply:
         declared: The Content-Length to claim when a fault makes it differ from the body's.
         cut: What a fault does to the body on its way out.
         dead: "reset" or "close": no answer at all.
+        framed: False for a body with neither length nor chunks, which the end of the connection ends.
         ranges: Range is honoured whatever the server's switch says.
         variants: Fault kind -> the body to send in its place.
         whole: The whole file, where ``body`` has become the range that was asked for.
@@ -40,6 +41,7 @@ class Reply:
     declared: int | None = None
     cut: Cut | None = None
     dead: str = ""
+    framed: bool = True
     whole: Body | None = None
     ranges: bool = False
     variants: dict[str, Callable[[], Body]] = field(default_factory=dict)

@@ -231,6 +231,8 @@ class DemoServer:
         self, request: web.BaseRequest, reply: Reply, cookies: list[str], record: Record
     ) -> web.StreamResponse:
         body = reply.body
+        if not reply.framed:
+            return await self._send_unframed(request, reply, cookies, record)
         small = body.length is not None and body.length <= SMALL_BODY
         bare = request.method == "HEAD" or reply.status in (204, 304)
         if bare or (small and reply.cut is None and reply.declared is None and not self.state.link.bytes_per_s):
@@ -245,6 +247,19 @@ class DemoServer:
         await self._send_in_thread(request, reply, record)
         await response.write_eof()  # the last chunk, where the body goes out in chunks
         return response
+
+    async def _send_unframed(
+        self, request: web.BaseRequest, reply: Reply, cookies: list[str], record: Record
+    ) -> web.StreamResponse:
+        """A head of our own: aiohttp would put a body without a length in chunks. Ends with the connection."""
+        transport = request.transport
+        if transport is not None:
+            lines = [f"{name}: {value}" for name, value in reply.headers.items()]
+            lines += [f"Set-Cookie: {line}" for line in cookies]
+            head = [f"HTTP/1.1 {reply.status} Unframed", *lines, "Connection: close", "", ""]
+            transport.write("\r\n".join(head).encode("latin-1"))
+        await self._send_in_thread(request, reply, record)
+        raise ConnectionResetError("the end of the body is the end of the connection")
 
     async def _send_small(
         self, request: web.BaseRequest, reply: Reply, cookies: list[str], record: Record, bare: bool

@@ -221,7 +221,7 @@ class BlockReader:
         flight = file.flight
         stop = at + len(target)
         tries = 0
-        looked = False
+        looked = short = False
         may_come = file.folder is not None  # in a bulk stream
         need = flight.add_need(at, stop)  # from here on every piece that passes is kept for us
         try:
@@ -232,7 +232,7 @@ class BlockReader:
                     if piece is None:
                         transfer = flight.covering(at, JOIN_LIMIT, self._slots.ranged)
                         if transfer is None and looked and not may_come:
-                            transfer, leads = self._new_transfer(flight, at, stop, window), True
+                            transfer, leads = self._new_transfer(flight, at, stop, window, short), True
                         else:
                             leads = False
                 if piece is not None:
@@ -259,6 +259,8 @@ class BlockReader:
                     tries += 1
                     if not _worth_another(transfer, tries):
                         raise _copy(transfer.error)
+                elif leads and transfer.ended and transfer.position <= at:
+                    short = True  # the server sent less than was asked for, as it may
         finally:
             flight.drop_need(need)
 
@@ -270,10 +272,10 @@ class BlockReader:
             self._hold(file.flight)
         return True
 
-    def _new_transfer(self, flight: Flight, at: int, stop: int, window: int) -> Transfer:
-        """Under the flight's condition."""
+    def _new_transfer(self, flight: Flight, at: int, stop: int, window: int, exact: bool) -> Transfer:
+        """Under the flight's condition. From the beginning of a grain, so that it can be kept, or ``exact``ly here."""
         transfer = Transfer(flight, self._archive, self._cache, self._config, self._slots, self._buffers)
-        start = at // GRAIN * GRAIN
+        start = at if exact else at // GRAIN * GRAIN
         transfer.begin(start, request_stop(start, stop, flight.size, window), stop, window)
         flight.add(transfer)
         return transfer
