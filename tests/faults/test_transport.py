@@ -123,6 +123,6 @@ def sampled() -> list[Any]:
     return rows
 
 
-@pytest.mark.parametrize(("bench", "case"), sampled(), indirect=["bench"])
+@pytest.mark.parametrize(("bench", "case"), sampled(), indirect=["bench"], scope="module")
 def test_right_bytes_or_an_errno_and_then_it_heals(bench: Bench, case: Case) -> None:
     bench.prove(case)
