@@ -332,5 +332,5 @@ class BulkTransfer:
             with flight.cond:
                 for number, piece in enumerate(pieces):
                     flight.keep(number * unit, piece)
-                flight.cond.notify_all()
+                flight.wake_all()
         return True

@@ -16,7 +16,7 @@ from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, 
 from xnatfs.model import ContentId, Entry
 from xnatfs.reading.bulk import BulkReader, Folder
 from xnatfs.reading.bulk_transfer import BulkTransfer
-from xnatfs.reading.flight import Flight, with_validator
+from xnatfs.reading.flight import Flight, Need, with_validator
 from xnatfs.reading.prefetch import GRAIN, ReadPattern, request_stop
 from xnatfs.reading.transfer import Transfer
 from xnatfs.stats import Stats
@@ -254,7 +254,7 @@ class BlockReader:
                         self._hold(flight)
                 else:
                     transfer.want(at, stop, window)
-                self._await(flight, transfer, at, stop)
+                self._await(flight, transfer, need)
                 if transfer.error is not None:
                     tries += 1
                     if not _worth_another(transfer, tries):
@@ -294,19 +294,21 @@ class BlockReader:
         else:
             threading.Thread(target=transfer.run, name="xnatfs-transfer", daemon=True).start()
 
-    def _await(self, flight: Flight, transfer: Transfer, at: int, stop: int) -> None:
-        """Sleep until [at, stop) has passed or the transfer has ended. It ends by itself when the server is silent."""
+    def _await(self, flight: Flight, transfer: Transfer, need: Need) -> None:
+        """Sleep until the bytes needed have passed or the transfer has ended, as it does when the server is silent."""
         # Twice, because the transfer's own clock may start a timeout later than ours (a request, then its body).
-        deadline = time.monotonic() + 2 * self._config.timeout_s + 1
-        position = transfer.position
-        with flight.cond:
-            while not transfer.ended and flight.error is None and flight.passed(at, stop) is None:
-                if transfer.position - position >= GRAIN:
-                    position, deadline = transfer.position, time.monotonic() + 2 * self._config.timeout_s + 1
-                if not flight.cond.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    break
-            else:
-                return
+        patience_s = 2 * self._config.timeout_s + 1
+        position, deadline = transfer.position, time.monotonic() + patience_s
+        while True:
+            with flight.cond:
+                if transfer.ended or flight.error is not None or flight.passed(need.start, need.stop) is not None:
+                    return
+            now = time.monotonic()
+            if transfer.position - position >= GRAIN:
+                position, deadline = transfer.position, now + patience_s
+            elif now >= deadline:
+                break
+            need.wait(deadline - now)
         transfer.stop()
         raise TimedOut(f"{flight.entry.key}: no answer within {self._config.timeout_s:g} s")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from xnatfs.archives.base import Archive, RangeStream
 from xnatfs.blocks.base import Block, BlockCache, BlockKey
 from xnatfs.buffers import BufferPool
-from xnatfs.config import KIB, MIB, ReadConfig
+from xnatfs.config import MIB, ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, TimedOut, Unavailable
 from xnatfs.reading.flight import Flight, stale
 from xnatfs.reading.prefetch import GRAIN
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from xnatfs.model import ContentId
 
 log = logging.getLogger(__name__)
-
-CHUNK = 256 * KIB
-"""Bytes asked of the socket at once: more than the receive buffer holds, so one call empties it."""
 
 LITTLE = 4 * MIB
 """Bytes: a rest smaller than this is fetched rather than thrown away. A guess: what reopening a connection costs."""
@@ -181,7 +178,6 @@ class Transfer:
             self._stream = stream
             self.position = self._piece_start = self._progress = stream.start
             self._progress_at = time.monotonic()
-            self._cond.notify_all()
             self.opened = True
             short = stream.stop - stream.start <= self._block_size
             if short:
@@ -261,7 +257,7 @@ class Transfer:
             if self._stopping or (self.position >= self._limit and not self._wait_for_demand()):
                 self._keep_grains(start, view[:filled])
                 return False
-            filled += self._readinto(stream, view[filled : filled + CHUNK])
+            filled += self._readinto(stream, view[filled:])
             self._check_progress(start + filled)
             if filled < length:
                 self._advance_to(start + filled)
@@ -276,7 +272,7 @@ class Transfer:
             self._flight.keep(start, data)
             self.position = start + len(data)
             self.moved += len(data)
-            self._cond.notify_all()
+            self._flight.wake_begun(start, self.position)
 
     def _check_progress(self, position: int) -> None:
         """A server that drips a byte now and then never lets the socket time out: ask for a grain per timeout."""
@@ -300,8 +296,7 @@ class Transfer:
     def _advance_to(self, position: int) -> None:
         with self._cond:
             self.position = position
-            if self._flight.has_needs():
-                self._cond.notify_all()
+            self._flight.wake_served(self._piece_start, position)
 
     def _next_piece(self, stream_stop: int) -> tuple[int, int, int]:
         """(start, length, unit to keep it under or 0): a block where a whole one comes, else a grain or less."""
@@ -368,7 +363,7 @@ class Transfer:
             self.ended = True
             stream, self._stream = self._stream, None
             self._flight.remove(self)
-            self._cond.notify_all()
+            self._flight.wake_all()
         if stream is not None:
             stream.close()
         if self._has_slot:
