@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.blocks.base import Block, BlockCache, BlockKey
 from xnatfs.blocks.disk import DiskBlocks
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.blocks.tiered import TieredBlocks
@@ -34,10 +34,10 @@ class GatedDisk(DiskBlocks):
         self.writing = threading.Event()
         self.reads = 0
 
-    def put(self, key: BlockKey, data: bytes) -> None:
+    def put_many(self, blocks: Sequence[tuple[BlockKey, Block]]) -> None:
         self.writing.set()
         assert self.gate.wait(10)
-        super().put(key, data)
+        super().put_many(blocks)
 
     def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
         self.reads += 1

@@ -32,9 +32,10 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import diskcache
 from diskcache.core import MODE_BINARY, MODE_RAW
@@ -114,6 +115,15 @@ class _Booking:
 
     size: int
     filename: str
+
+
+class _Arrival(NamedTuple):
+    """A block to be written, with what it takes on disk."""
+
+    place: Place
+    key: BlockKey
+    data: Block
+    size: int
 
 
 class _Disk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
@@ -203,16 +213,20 @@ class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
             log_bytes = 0
         return int(super().volume()) + log_bytes + LOG_SLACK_BYTES
 
-    def book(self, name: str, value: _Booking | bytes, tag: str, size: int, limit: int) -> int:
-        """Enter a block or note if ``size`` more bytes stay within ``limit``; returns the bytes missing, else 0."""
+    def book(self, rows: Sequence[tuple[str, _Booking | bytes]], tag: str, size: int, limit: int) -> int:
+        """Enter blocks or a note if ``size`` more bytes stay within ``limit``; returns the bytes missing, else 0."""
         with self.transact():
             missing = int(self.volume()) + size - limit
             if missing <= 0:
-                self.set(name, value, tag=tag)
+                for name, value in rows:
+                    self.set(name, value, tag=tag)
         return max(0, missing)
 
-    def has(self, name: str) -> bool:
-        return bool(self._con.execute("SELECT 1 FROM Cache WHERE key = ? AND raw = 1", (name,)).fetchall())
+    def known(self, names: Sequence[str]) -> set[str]:
+        """Those of the names that are booked."""
+        marks = ",".join("?" * len(names))
+        query = f"SELECT key FROM Cache WHERE raw = 1 AND key IN ({marks})"  # noqa: S608  # only question marks
+        return {name for (name,) in self._con.execute(query, tuple(names))}
 
     def strike(self, name: str) -> None:
         self._con.execute("DELETE FROM Cache WHERE key = ? AND raw = 1", (name,))
@@ -393,16 +407,36 @@ class DiskBlocks:
         return data
 
     def put(self, key: BlockKey, data: Block) -> None:
-        place, tag, size = place_of(key), tag_of(key.content), on_disk(len(data))
-        if len(data) > key.unit or size > self._limit:
-            return
+        self.put_many([(key, data)])
+
+    def put_many(self, blocks: Sequence[tuple[BlockKey, Block]]) -> None:
+        """Keep blocks of one content, several in one transaction: booking one takes 90 us by itself, 40 us in eight."""
+        most = max(1, self._limit // BATCH_FRACTION)
+        batch: list[_Arrival] = []
+        for key, data in blocks:
+            size = on_disk(len(data))
+            if len(data) > key.unit or size > self._limit:
+                continue
+            if batch and sum(arrival.size for arrival in batch) + size > most:
+                self._put(batch)
+                batch = []
+            batch.append(_Arrival(place_of(key), key, data, size))
+        if batch:
+            self._put(batch)
+
+    def _put(self, arrivals: list[_Arrival]) -> None:
+        tag = tag_of(arrivals[0].key.content)
         with self._tolerant("keeping a block"):
-            if not self._writable() or self._is_kept(place):
+            if not self._writable():
                 return
-            if self._enter(place.name, _Booking(size, place.filename), tag, size):
-                self._write(place, key, data)
+            new = [arrival for arrival in arrivals if not self._is_kept(arrival.place)]
+            if not new:
+                return
+            bookings = [(new_.place.name, _Booking(new_.size, new_.place.filename)) for new_ in new]
+            if self._enter(bookings, tag, sum(arrival.size for arrival in new)):
+                self._write(new)
                 self._recovered()
-            if key.number:
+            if new[-1].key.number:
                 self._note_use(tag)
 
     def kept_bytes(self, content: ContentId) -> int:
@@ -430,7 +464,7 @@ class DiskBlocks:
         value = SUM.pack(xxh3_64_intdigest(tag.encode() + text)) + text
         with self._tolerant("keeping a note"):
             if self._writable():
-                self._enter(f"{tag}-note", value, tag, len(value))
+                self._enter([(f"{tag}-note", value)], tag, len(value))
 
     def discard(self, content: ContentId) -> None:
         with self._tolerant("dropping a content"):
@@ -474,8 +508,8 @@ class DiskBlocks:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def _enter(self, name: str, value: _Booking | bytes, tag: str, size: int) -> bool:
-        """Book a block, making room first. False: there is no room to be made."""
+    def _enter(self, rows: Sequence[tuple[str, _Booking | bytes]], tag: str, size: int) -> bool:
+        """Book blocks or a note, ``size`` bytes in all, making room first. False: there is no room to be made."""
         batch = min(self._limit // BATCH_FRACTION, BATCH_BYTES)
         short = size - self._spare_bytes
         if short > 0 and self._evict(short + batch) < short:
@@ -484,7 +518,7 @@ class DiskBlocks:
             with self._lock:
                 if self._books is None:
                     return False
-                missing = self._books.book(name, value, tag, size, self._limit)
+                missing = self._books.book(rows, tag, size, self._limit)
             if not missing:
                 self._spare_bytes -= size
                 return True
@@ -502,24 +536,32 @@ class DiskBlocks:
         finally:
             os.close(fd)
 
-    def _write(self, place: Place, key: BlockKey, data: Block) -> None:
-        """Write a booked block; take it back if that fails."""
+    def _write(self, arrivals: Sequence[_Arrival]) -> None:
+        """Write booked blocks; take back what cannot be written."""
+        done = 0
         try:
-            fd = _open_to_write(f"{self._root}/{place.filename}")
-            try:
-                write(fd, place, key, data)
-            finally:
-                os.close(fd)
+            for filename, group in itertools.groupby(arrivals, key=lambda arrival: arrival.place.filename):
+                fd = _open_to_write(f"{self._root}/{filename}")
+                try:
+                    for arrival in group:
+                        write(fd, arrival.place, arrival.key, arrival.data)
+                        done += 1
+                finally:
+                    os.close(fd)
         except OSError:
-            self._erase_blocks([place])
+            failed = [arrival.place for arrival in arrivals[done:]]
+            self._erase_blocks(failed)
             with self._lock, contextlib.suppress(sqlite3.Error):
                 if self._books is not None:
-                    self._books.strike(place.name)
+                    for place in failed:
+                        self._books.strike(place.name)
             raise
-        with self._lock:
-            booked = self._books is not None and self._books.has(place.name)
-        if not booked:  # discarded or evicted meanwhile, here or in another process: it would count for nothing
-            self._erase_blocks([place])
+        finally:
+            places = [arrival.place for arrival in arrivals[:done]]
+            with self._lock:
+                known = self._books.known([place.name for place in places]) if self._books is not None else set()
+            # Discarded or evicted meanwhile, here or in another process: those would count for nothing.
+            self._erase_blocks([place for place in places if place.name not in known])
 
     def _erase_blocks(self, places: Iterable[Place]) -> None:
         """Remove single blocks, and files that are left without any."""

@@ -19,6 +19,9 @@ from xnatfs.model import ContentId
 
 log = logging.getLogger(__name__)
 
+WRITTEN_AT_ONCE = 8
+"""Blocks: of a fast transfer so many wait anyway, and they share the cost of a database transaction."""
+
 
 @dataclass(slots=True)
 class _Load:
@@ -191,26 +194,43 @@ class TieredBlocks:
                 self._changed.wait_for(lambda: self._queue or self._closing)
                 if not self._queue:
                     return
-                item = self._queue.popleft()
-                data = self._blocks.get(item) if isinstance(item, BlockKey) else None
-                note = self._notes.get(item) if isinstance(item, ContentId) else None
-                self._writing = item.content if isinstance(item, BlockKey) else item
+                items = self._next_items()
+                first = items[0]
+                content = first.content if isinstance(first, BlockKey) else first
+                note = self._notes.get(content) if first is content else None
+                blocks = [
+                    (key, data)
+                    for key in items
+                    if isinstance(key, BlockKey) and (data := self._blocks.get(key)) is not None
+                ]
+                self._writing = content
             try:
-                if isinstance(item, BlockKey) and data is not None:
-                    disk.put(item, data)
-                elif isinstance(item, ContentId) and note is not None:
-                    disk.put_note(item, note)
+                if blocks:
+                    disk.put_many(blocks)
+                elif note is not None:
+                    disk.put_note(content, note)
             except Exception:
-                log.exception(
-                    "a block was not written"
-                )  # a store owes us not to raise; without a writer, put would hang
+                # A store owes us not to raise; without a writer, put would hang.
+                log.exception("a block was not written")
             finally:
                 with self._changed:
                     self._writing = None
-                    # Found by identity: discarded and put again meanwhile, it is another object that still waits.
-                    if isinstance(item, BlockKey) and data is not None and self._blocks.get(item) is data:
-                        del self._blocks[item]
-                        self._pending_bytes -= len(data)
-                    elif isinstance(item, ContentId) and self._notes.get(item) is note:
-                        self._notes.pop(item, None)
+                    for key, data in blocks:
+                        # Found by identity: discarded and put again meanwhile, it is another object that still waits.
+                        if self._blocks.get(key) is data:
+                            del self._blocks[key]
+                            self._pending_bytes -= len(data)
+                    if note is not None and self._notes.get(content) is note:
+                        del self._notes[content]
                     self._changed.notify_all()
+
+    def _next_items(self) -> list[BlockKey | ContentId]:
+        """Take a note from the queue, or what blocks of one content come next. The caller holds ``_changed``."""
+        items = [self._queue.popleft()]
+        first = items[0]
+        while isinstance(first, BlockKey) and self._queue and len(items) < WRITTEN_AT_ONCE:
+            following = self._queue[0]
+            if not isinstance(following, BlockKey) or following.content != first.content:
+                break
+            items.append(self._queue.popleft())
+        return items

@@ -172,11 +172,13 @@ class StoreUpkeep(DiskBlocks):
             os.close(fd)
         with self._lock:
             books = self._books
-            return [place for place in filled if books is not None and not books.has(place.name)]
+            known = books.known([place.name for place in filled]) if books is not None else {p.name for p in filled}
+        return [place for place in filled if place.name not in known]
 
     def _erase_if_unbooked(self, places: list[Place]) -> None:
         """Look again within a transaction: blocks are booked in one before they are written, so none can come."""
         with self._lock:
             if self._books is not None and places:
                 with self._books.transact():
-                    self._erase_blocks([place for place in places if not self._books.has(place.name)])
+                    known = self._books.known([place.name for place in places])
+                    self._erase_blocks([place for place in places if place.name not in known])
