@@ -151,6 +151,10 @@ class DemoServer:
         )
         self.clear_log()
 
+    def issued(self) -> list[str]:
+        """Every session id and token secret handed out so far."""
+        return list(self._control("issued"))
+
     def edit(self, action: str, uri: str, data: bytes | None = None, **more: Any) -> dict[str, Any]:
         """Change a file under a reader: action replace, grow, touch, remove, restore, unlist or add."""
         request = {"action": action, "uri": uri, **more}

@@ -262,7 +262,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("gid", MOUNT, None, "Group shown (default: yours).", _integer(0, 2**32 - 2), metavar="N"),
     Option("umask", MOUNT, "022", "Permission bits taken away.", parse_umask, metavar="OCTAL"),
     Option("log-file", MESSAGES, None, "Write messages to this file.", parse_path, metavar="FILE"),
-    Option("verbose", MESSAGES, "0", "Say more; -vv for everything.", _integer(0, 2), "count", short="-v"),
+    Option("verbose", MESSAGES, "0", "Say more; -vv for everything.", _integer(0, 9), "count", short="-v"),
 )
 
 BY_KEY: Mapping[str, Option] = {option.key: option for option in OPTIONS}
@@ -624,7 +624,7 @@ def set_up_logging(settings: Settings) -> None:
     import logging
 
     logger = logging.getLogger("xnatfs")
-    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[settings.verbose])
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(2, settings.verbose)])
     for handler in [handler for handler in logger.handlers if handler.get_name() == "xnatfs-cli"]:
         logger.removeHandler(handler)
         handler.close()

@@ -11,12 +11,14 @@ import re
 import secrets
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass, field
 
 GUEST = "guest"
 ACCOUNTS = {"demo": "demo", "other": "other"}  # sample accounts of a sample server on loopback
 MAX_FAILURES = 20
 LOCK_S = 3600.0
+ISSUED_KEPT = 10_000
 TOKEN_LIFE_S = 2 * 24 * 3600.0
 BROWSER = re.compile("MSIE|Mozilla|AppleWebKit|Opera")
 # Open to anyone, also where a login is required.
@@ -72,10 +74,12 @@ class Gate:
     session_timeout_s: float = 900.0
     max_sessions: int = 1000
     token_life_s: float = TOKEN_LIFE_S
+    accounts: dict[str, str] = field(default_factory=lambda: dict(ACCOUNTS))
     sessions: dict[str, Session] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
     failures: dict[str, tuple[int, float]] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+    issued: deque[str] = field(default_factory=lambda: deque(maxlen=ISSUED_KEPT))  # ids and secrets, for leak tests
 
     def admit(self, path: str, cookie: str | None, authorization: str | None, user_agent: str) -> Login:
         """The user and session for one request, made where XNAT makes one.
@@ -106,7 +110,7 @@ class Gate:
         if token is not None and token.expires_s > time.monotonic() and token.secret == secret:
             owner: str | None = token.user
         else:
-            owner = name if ACCOUNTS.get(name) == secret else None
+            owner = name if self.accounts.get(name) == secret else None
         if owner is None or locked:
             self.failures[name] = (count + 1, time.monotonic())
             self.counters.failed_logins += 1
@@ -124,6 +128,7 @@ class Gate:
         self.counters.sessions += 1
         session = Session(secrets.token_hex(16).upper(), user, time.monotonic() + self.session_timeout_s)
         self.sessions[session.id] = session
+        self.issued.append(session.id)
         return session
 
     def drop(self, session: Session) -> None:
@@ -135,6 +140,7 @@ class Gate:
     def issue(self, user: str) -> Token:
         token = Token(str(uuid.uuid4()), secrets.token_hex(32), user, time.monotonic() + self.token_life_s)
         self.tokens[token.alias] = token
+        self.issued.append(token.secret)
         return token
 
     def _live(self, cookie: str | None) -> Session | None:

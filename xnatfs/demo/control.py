@@ -45,6 +45,8 @@ class Control:
                 return web.json_response(self._switches())
             if name == "switches":
                 return web.json_response(self._switches())
+            if name == "issued":
+                return web.json_response(list(self._state.gate.issued))
             if name == "edit" and request.method == "POST":
                 return web.json_response(self._edit(await request.json()))
         except (ValueError, TypeError, KeyError, NotFound) as exc:
@@ -92,7 +94,7 @@ class Control:
 
     def _switch(self, wanted: dict[str, Any]) -> None:
         state = self._state
-        unknown = set(wanted) - set(self._switches()) - {"expire_sessions", "add_faults", "unlock"}
+        unknown = set(wanted) - set(self._switches()) - {"expire_sessions", "add_faults", "unlock", "passwords"}
         if unknown:
             raise ValueError(f"unknown switches: {sorted(unknown)}")
         for name in ("latency_s", "range", "outage", "firewall_status", "old_listings", "agreement", "nbia_v4"):
@@ -109,6 +111,8 @@ class Control:
             state.faults.extend(wanted["add_faults"])
         if wanted.get("expire_sessions"):
             state.gate.expire_all()
+        if "passwords" in wanted:
+            state.gate.accounts.update(wanted["passwords"])
         if wanted.get("unlock"):
             state.gate.failures.clear()
 
