@@ -18,7 +18,9 @@ from xnatfs.tree.stored import ListingStore
 from xnatfs.tree.vfs import ArchiveVFS
 
 if TYPE_CHECKING:
-    from xnatfs.archives.xnat import XnatArchive as XnatArchive  # also for the command line, which names no archive
+    # Also for the command line, which names no archive and no store.
+    from xnatfs.archives.xnat import XnatArchive as XnatArchive
+    from xnatfs.blocks.upkeep import StoreUpkeep as StoreUpkeep
 
 ARCHIVES = {
     "https": "xnatfs.archives.xnat:XnatArchive",
@@ -32,6 +34,8 @@ ARCHIVES = {
 
 ANY_OTHER = "xnatfs.archives.objects:FsspecArchive"
 """For the schemes that fsspec knows; it refuses the rest."""
+
+LISTINGS = "listings"  # their folder in the cache directory
 
 LISTINGS_SHARE = 20
 LISTINGS_BYTES = 512 * MIB
@@ -114,6 +118,30 @@ def open_cache(config: Config, stats: Stats, buffers: BufferPool | None = None) 
     return TieredBlocks(memory, disk, PENDING_BYTES)
 
 
+def open_upkeep(settings: CacheConfig) -> StoreUpkeep:
+    """The block store of a directory, to be looked after in place of being read.
+
+    Raises:
+        UsageError: there is no directory.
+    """
+    from xnatfs.blocks.upkeep import StoreUpkeep
+
+    if settings.directory is None:
+        raise UsageError("there is no cache directory", "give --cache-dir")
+    return StoreUpkeep(settings.directory, settings.limit_bytes - listings_limit(settings), settings.min_free)
+
+
+def all_listings(settings: CacheConfig) -> ListingStore:
+    """The stored listings of every server and account, to be counted or removed.
+
+    Raises:
+        UsageError: there is no directory.
+    """
+    if settings.directory is None:
+        raise UsageError("there is no cache directory", "give --cache-dir")
+    return ListingStore(settings.directory / LISTINGS, (), listings_limit(settings), settings.min_free)
+
+
 def listings_limit(settings: CacheConfig) -> int:
     """Bytes of the cap that are the listings' own: blocks, of which there is no end, must not drive them out."""
     return min(settings.limit_bytes // LISTINGS_SHARE, LISTINGS_BYTES)
@@ -128,4 +156,4 @@ def open_listings(config: Config) -> ListingStore | None:
 
     # Another release may make other listings of the same answers, and other accounts see other projects.
     scope = (config.source.url, credentials.holder or credentials.user, config.tree, __version__)
-    return ListingStore(settings.directory / "listings", scope, listings_limit(settings), settings.min_free)
+    return ListingStore(settings.directory / LISTINGS, scope, listings_limit(settings), settings.min_free)

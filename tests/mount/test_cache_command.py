@@ -76,6 +76,8 @@ def test_verify_finds_a_rotten_block_and_the_mount_serves_the_truth(server: Demo
 
 def test_clear_while_a_file_is_read_costs_requests_and_no_byte(server: DemoServer, mount: Mount) -> None:
     path = mount.path / FILE
+    path.stat()
+    assert json.loads(cache(mount, "info", "--json").stdout)["listings_bytes"] > 0
     digest = hashlib.md5()
     with path.open("rb", buffering=0) as file:
         for number in range(10):
@@ -87,7 +89,8 @@ def test_clear_while_a_file_is_read_costs_requests_and_no_byte(server: DemoServe
     assert digest.hexdigest() == true_md5(server)
     assert cache(mount, "verify").returncode == 0
     assert "freed" in cache(mount, "clear").stdout
-    assert json.loads(cache(mount, "info", "--json").stdout)["blocks"] == 0
+    after = json.loads(cache(mount, "info", "--json").stdout)
+    assert (after["blocks"], after["listings_bytes"]) == (0, 0)
 
 
 def test_looking_at_a_cache_that_is_not_there_makes_none(tmp_path: Path) -> None:

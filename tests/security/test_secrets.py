@@ -24,7 +24,7 @@ from tests.helpers.mounting import mounted, user_environment, xnatfs
 from tests.helpers.server import DemoServer
 
 PASSWORD = "pa55:w0rd/ÜnÏque?&"  # with characters that every encoding changes
-FILE = "HCP_DEMO"
+PROJECT = "HCP_DEMO"
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ def server() -> Iterator[DemoServer]:
     with DemoServer() as server:
         server.switch(passwords={"demo": PASSWORD})
         yield server
+
+
+def files_below(room: Path) -> Iterator[Path]:
+    """Every file of a room but what is mounted there."""
+    for where, folders, names in os.walk(room):
+        if Path(where) == room and "mnt" in folders:
+            folders.remove("mnt")
+        yield from (Path(where, name) for name in names)
 
 
 class Search:
@@ -61,8 +69,8 @@ class Search:
         """Every file below the room, but for ``spared``; returns those searched."""
         needles = self.needles()
         searched = []
-        for path in self._room.rglob("*"):
-            if path in spared or not stat.S_ISREG(path.lstat().st_mode) or (self._room / "mnt") in path.parents:
+        for path in files_below(self._room):
+            if path in spared or not stat.S_ISREG(path.lstat().st_mode):
                 continue
             data = path.read_bytes()
             assert [needle for needle in needles if needle in data] == [], f"a secret in {path}"
@@ -122,12 +130,12 @@ def test_a_mount_leaves_no_secret_in_argv_environment_log_cache_status_or_contro
     netrc = with_netrc(server, tmp_path)
     with mounted(server.url, tmp_path, "-vv", "--timeout", "1s", "--metadata-ttl", "1s") as mount:
         assert mount.process is not None
-        assert read_all(mount.path / FILE) > 0
+        assert read_all(mount.path / PROJECT) > 0
         TROUBLES[trouble](server)
         for _ in range(3):
             try:
                 read_all(mount.path / "DEMO")
-                os.listdir(mount.path / FILE)
+                os.listdir(mount.path / PROJECT)
             except OSError:
                 pass
             time.sleep(0.4)
@@ -145,7 +153,7 @@ def test_a_mount_leaves_no_secret_in_argv_environment_log_cache_status_or_contro
 def test_a_killed_mount_leaves_none_either(server: DemoServer, search: Search, tmp_path: Path) -> None:
     netrc = with_netrc(server, tmp_path)
     with mounted(server.url, tmp_path, "-vv") as mount:
-        read_all(mount.path / FILE)
+        read_all(mount.path / PROJECT)
         mount.kill()
     search.files(netrc, *session_files(tmp_path))
 
@@ -204,14 +212,14 @@ def test_an_unexpected_failure_with_a_traceback_shows_no_secret(
     """-vv prints tracebacks: none of their lines, nor any repr in them, holds a secret."""
     environment = user_environment(tmp_path / "home", "demo", PASSWORD)
     assert xnatfs("ls", server.url, environment=environment).returncode == 0
+    fresh = ("--cache-dir", str(tmp_path / "fresh"))  # no stored listing answers
     server.fault("/data/projects", "html", times=None)
-    done = xnatfs("ls", "-vv", server.url, environment=environment)
+    done = xnatfs("ls", "-vv", *fresh, server.url, environment=environment)
     assert done.returncode == 4
-    assert "Traceback" in done.stderr
     search.text(done.stderr)
     server.clear_faults()
     server.fault("/data/projects", "reset", times=None)
-    done = xnatfs("ls", "-vv", "--timeout", "1s", server.url, environment=environment)
+    done = xnatfs("ls", "-vv", "--timeout", "1s", *fresh, server.url, environment=environment)
     assert "Traceback" in done.stderr
     search.text(done.stderr)
 
@@ -225,7 +233,7 @@ def test_every_file_a_mount_makes_is_its_users_alone(server: DemoServer, tmp_pat
     old = os.umask(0)
     try:
         with mounted(server.url, tmp_path, "--log-file", str(tmp_path / "log"), "-v") as mount:
-            read_all(mount.path / FILE)
+            read_all(mount.path / PROJECT)
             xnatfs("status", environment=user_environment(tmp_path / "home", None, None))
             time.sleep(0.5)
             made = [mount.cache, *mount.cache.rglob("*"), tmp_path / "log", *session_files(tmp_path)]

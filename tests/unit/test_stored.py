@@ -219,7 +219,7 @@ def test_a_disk_that_must_stay_free_gets_nothing_and_one_warning(
 def test_a_place_that_cannot_be_written_is_one_warning(
     tmp_path: Path, expected_warnings: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected_warnings.append("listings are not stored")
+    expected_warnings.append("listings are neither stored nor read")
     (tmp_path / "listings").write_bytes(b"a file in the way")
     store = store_in(tmp_path)
     for _ in range(2):

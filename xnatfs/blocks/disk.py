@@ -29,7 +29,6 @@ import os
 import re
 import shutil
 import sqlite3
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,6 +58,7 @@ from xnatfs.blocks.format import (
 )
 from xnatfs.buffers import BufferPool
 from xnatfs.model import ContentId
+from xnatfs.private import private_directory
 
 log = logging.getLogger(__name__)
 
@@ -298,22 +298,6 @@ class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
         if free > 64 and free > pages // 4:
             self._con.execute("PRAGMA incremental_vacuum").fetchall()
             self._con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-
-def _private_directory(directory: Path) -> None:
-    """Make the directory, or refuse one that others could have filled: its blocks would be believed."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "not a directory, or a symbolic link", str(directory))
-    if found.st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, f"it belongs to user {found.st_uid}", str(directory))
-    if found.st_mode & 0o022:
-        raise PermissionError(errno.EPERM, "others may write to it; run chmod 700", str(directory))
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        directory.chmod(0o700)
 
 
 def _make_private(path: Path) -> None:
@@ -675,7 +659,7 @@ class DiskBlocks:
             return False
         with self._tolerant("opening"), self._lock:
             if self._books is None and not self._closed:
-                _private_directory(self._directory)
+                private_directory(self._directory)
                 self._readable = True
                 self._books = self._open_books()
                 self._suspect = False

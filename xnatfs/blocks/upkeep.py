@@ -54,10 +54,6 @@ class Findings:
     missing: int = 0  # booked, and not on disk: left by a process that was killed
     unbooked: int = 0  # on disk, and not in the books: would not count towards the cap
 
-    @property
-    def clean(self) -> bool:
-        return not (self.damaged or self.missing or self.unbooked)
-
 
 class StoreUpkeep(DiskBlocks):
     """The store in a directory, opened to be looked after.

@@ -5,6 +5,7 @@ Asks no server and touches no mount. Main thread.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 import sys
@@ -18,11 +19,18 @@ import click
 
 from xnatfs.cli.options import CACHE, MESSAGES, OptionsCommand, Settings, with_options
 from xnatfs.cli.text import size_text
+from xnatfs.config import CacheConfig
 from xnatfs.errors import XnatfsError
 
 if TYPE_CHECKING:
-    from xnatfs.blocks.upkeep import StoreUpkeep
+    from xnatfs.factory import StoreUpkeep
+    from xnatfs.tree.stored import ListingStore
 
+_WRONG = {
+    "damaged": "damaged: removed, fetched again when read",
+    "missing": "in the books and not on disk: struck out",
+    "unbooked": "on disk and not in the books: removed",
+}
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 
 
@@ -33,9 +41,11 @@ def info(as_json: bool, settings: Settings) -> int:
     """Show where the cache is, what it holds and what it may hold."""
     with _opened(settings) as store:
         census = store.census() if store is not None else None
+        listings = _listings(settings).used_bytes() if store is not None else 0
     facts = {
         "directory": str(settings.cache_dir),
-        "used_bytes": census.used_bytes if census else 0,
+        "used_bytes": (census.used_bytes if census else 0) + listings,
+        "listings_bytes": listings,
         "limit_bytes": settings.cache_size,
         "files": census.files if census else 0,
         "blocks": census.blocks if census else 0,
@@ -47,8 +57,8 @@ def info(as_json: bool, settings: Settings) -> int:
         click.echo(f"{settings.cache_dir}: nothing is kept yet")
     else:
         click.echo(f"{settings.cache_dir}")
-        click.echo(f"  {size_text(census.used_bytes)} of {size_text(settings.cache_size)}")
-        click.echo(f"  {census.blocks} blocks of {census.files} files")
+        click.echo(f"  {size_text(census.used_bytes + listings)} of {size_text(settings.cache_size)}")
+        click.echo(f"  {census.blocks} blocks of {census.files} files, and {size_text(listings)} of listings")
         if census.oldest_s is not None:
             day = time.strftime("%Y-%m-%d %H:%M", time.localtime(census.oldest_s))
             click.echo(f"  least recently used: {day}")
@@ -63,39 +73,34 @@ def verify(as_json: bool, settings: Settings) -> int:
 
     What does not match is removed, and is fetched again when it is read. Exit code 1 when there was any.
     """
-    from xnatfs.blocks.upkeep import Findings
-
-    findings = Findings()
+    found = dict.fromkeys(("sound", "sound_bytes", "damaged", "missing", "unbooked"), 0)
     with _opened(settings) as store:
         if store is not None:
             with _bar(store.census().used_bytes) as advance:
-                findings = store.verify(advance)
+                found = dataclasses.asdict(store.verify(advance))
     if as_json:
-        names = ("sound", "sound_bytes", "damaged", "missing", "unbooked")
-        click.echo(json.dumps({name: getattr(findings, name) for name in names}))
+        click.echo(json.dumps(found))
     else:
-        click.echo(f"{findings.sound} blocks are sound ({size_text(findings.sound_bytes)})")
-        for count, what in (
-            (findings.damaged, "damaged: removed, fetched again when read"),
-            (findings.missing, "in the books and not on disk: struck out"),
-            (findings.unbooked, "on disk and not in the books: removed"),
-        ):
-            if count:
-                click.echo(f"{count} {what}")
-    return 0 if findings.clean else 1
+        click.echo(f"{found['sound']} blocks are sound ({size_text(found['sound_bytes'])})")
+        for kind, what in _WRONG.items():
+            if found[kind]:
+                click.echo(f"{found[kind]} {what}")
+    return 1 if any(found[kind] for kind in _WRONG) else 0
 
 
 @click.command(cls=OptionsCommand)
 @with_options(CACHE, MESSAGES)
 def clear(settings: Settings) -> int:
-    """Remove everything that is kept.
+    """Remove everything that is kept, blocks and listings.
 
     Mounts may go on meanwhile: what they read next, they fetch again.
     """
     freed = 0
     with _opened(settings) as store:
         if store is not None:
-            freed = store.clear()
+            listings = _listings(settings)
+            freed = store.clear() + listings.used_bytes()
+            listings.clear()
     click.echo(f"{settings.cache_dir}: {size_text(freed)} freed")
     return 0
 
@@ -112,19 +117,29 @@ def _opened(settings: Settings) -> Iterator[StoreUpkeep | None]:
     Raises:
         XnatfsError: it is there and cannot be used.
     """
-    from xnatfs.blocks.upkeep import StoreUpkeep
+    from xnatfs.factory import open_upkeep
 
     directory: Path = settings.cache_dir
     if not directory.exists():
         yield None
         return
-    store = StoreUpkeep(directory, settings.cache_size, settings.min_free)
+    store = open_upkeep(_config(settings))
     try:
         yield store
     except sqlite3.Error as exc:
         raise XnatfsError(f"cache {directory}: its database failed: {exc}", "is the disk full or failing?") from exc
     finally:
         store.close()
+
+
+def _config(settings: Settings) -> CacheConfig:
+    return CacheConfig(settings.cache_dir, limit_bytes=settings.cache_size, min_free=settings.min_free)
+
+
+def _listings(settings: Settings) -> ListingStore:
+    from xnatfs.factory import all_listings
+
+    return all_listings(_config(settings))
 
 
 @contextmanager

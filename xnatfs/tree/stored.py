@@ -11,7 +11,7 @@ DIRECTORY/xx/<hash>     header, then two zlib streams: the entries as JSON; the 
 """
 
 # Paths are strings here: making a pathlib path costs as much as the system call it is for.
-# ruff: noqa: PTH101, PTH103, PTH104, PTH108, PTH118, PTH120, PTH123
+# ruff: noqa: PTH104, PTH108, PTH118, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from pathlib import Path
 from xxhash import xxh3_64_intdigest
 
 from xnatfs.model import Entry, Listing
+from xnatfs.private import private_directory
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class ListingStore:
     """The stored listings of one archive as one account and one choice of what is shown sees it.
 
     Args:
-        directory: Made when first written to; shared by all scopes.
+        directory: Made when first used, in a directory that is private too; shared by all scopes.
         scope: What decides the content besides a listing's id: server, account, filters, release.
         limit_bytes: Of the whole directory. 0 stores nothing.
         min_free: Fraction of the file system that must stay free.
@@ -66,6 +67,7 @@ class ListingStore:
         self._scope = blake2b(json.dumps([repr(part) for part in scope]).encode(), digest_size=16).digest()
         self._limit = limit_bytes
         self._min_free = min_free
+        self._private: bool | None = None  # not looked at yet
         self._lock = threading.Lock()
         self._used = 0  # guarded by _lock: bytes, as far as known
         self._unseen = 0  # guarded by _lock: bytes written since the directory was counted
@@ -74,6 +76,8 @@ class ListingStore:
 
     def get(self, listing_id: str) -> tuple[Listing, float] | None:
         """A listing and when it was asked for (seconds since the epoch), without its documents; None when not held."""
+        if not self._is_private():
+            return None
         path = self._path(listing_id)
         try:
             with open(path, "rb") as file:
@@ -93,6 +97,8 @@ class ListingStore:
 
     def document(self, listing_id: str, key: str) -> bytes | None:
         """The bytes of a document that came with a listing."""
+        if not self._is_private():
+            return None
         path = self._path(listing_id)
         try:
             with open(path, "rb") as file:
@@ -108,7 +114,7 @@ class ListingStore:
 
     def put(self, listing: Listing, asked_at_s: float) -> None:
         """Keep a listing in place of what is there. A failure is a warning, the first time."""
-        if not self._limit:
+        if not self._limit or not self._is_private():
             return
         data = _encoded(listing, asked_at_s, self._tag(listing.id))
         path = self._path(listing.id)
@@ -146,6 +152,18 @@ class ListingStore:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    def _is_private(self) -> bool:
+        """Whether nobody else can have put anything here; looked at once, and the directory is made then."""
+        if self._private is None:
+            try:
+                for directory in (Path(self._directory).parent, Path(self._directory)):
+                    private_directory(directory)
+                self._private = True
+            except OSError as error:
+                self._private = False
+                self._warn("private", "listings are neither stored nor read from disk: %s", error)
+        return self._private
+
     def _tag(self, listing_id: str) -> str:
         return blake2b(listing_id.encode("utf-8", "surrogatepass"), digest_size=16, key=self._scope).hexdigest()
 
@@ -159,9 +177,7 @@ class ListingStore:
         try:
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            os.makedirs(self._directory, 0o700, exist_ok=True)
-            os.chmod(self._directory, 0o700)  # whatever the umask, and whoever made it
-            os.makedirs(parent, 0o700, exist_ok=True)
+            private_directory(Path(parent))
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb", buffering=0) as file:

@@ -1,0 +1,30 @@
+"""Directories and files that belong to one user alone, made so whatever the umask. Standard library only, no state."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def private_directory(directory: Path) -> None:
+    """Make a directory of mode 0700, or refuse one that others could have filled: what lies there would be believed.
+
+    Raises:
+        NotADirectoryError: something else stands there, a symbolic link included.
+        PermissionError: it belongs to another user, or others may write to it.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory, or a symbolic link", str(directory))
+    if found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, f"it belongs to user {found.st_uid}", str(directory))
+    if found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "others may write to it; run chmod 700", str(directory))
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        directory.chmod(0o700)
