@@ -11,6 +11,7 @@ from xnatfs.blocks.base import BlockCache
 from xnatfs.buffers import BufferPool
 from xnatfs.config import MIB, CacheConfig, Config
 from xnatfs.reading.keeping import CacheKeeper
+from xnatfs.errors import UsageError
 from xnatfs.reading.reader import BlockReader
 from xnatfs.stats import Stats
 from xnatfs.tree.listing import ListingCache
