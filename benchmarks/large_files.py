@@ -21,7 +21,6 @@ FIRST = 352  # bytes: a NIfTI header and its four bytes of extension flag
 def peer_reads(peer: Peer, file: RemoteFile, bench: Bench, timeout_s: float | None = None) -> float:
     """GB/s of one cold read through a peer's mount."""
     must_run(peer)
-    peer.forget()
     with peer.mounted() as point:
         path = point / file.page_path
         path.stat()
@@ -346,7 +345,7 @@ def random_reads_of_a_cached_file(bench: Bench) -> list[Row]:
             raise RuntimeError("a cached file was asked for again")
 
     def theirs() -> float:
-        must_run(rclone)
+        must_run(rclone, cold=False)
         return rate(rclone, file.page_path, 1)
 
     in_turn(

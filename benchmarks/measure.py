@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import subprocess
 import time
@@ -112,8 +113,9 @@ def reason(exc: BaseException) -> str:
         said = exc.stderr or b""
         text = said if isinstance(said, str) else said.decode(errors="replace")
         last = (text.strip().splitlines() or ["no message"])[-1]
-        return f"{Path(exc.cmd[0]).name} failed: {last}"[:160]
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[-1][:160]
+        return f"{Path(exc.cmd[0]).name} failed: {last.rpartition(':')[2].strip()}"[:120]
+    said = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+    return (said.strip().splitlines() or [type(exc).__name__])[-1][:120]
 
 
 def in_turn(rounds: int, contenders: Mapping[str, Callable[[], None]]) -> None:
@@ -145,18 +147,21 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def run(command: Sequence[str | Path], timeout_s: float | None = None) -> str:
-    """A command's output; an error when it fails or takes too long."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=timeout_s,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    return done.stdout
+def run(command: Sequence[str | Path], timeout_s: float | None = None, data: bytes = b"") -> str:
+    """A command's output, ``data`` its input; an error when it fails or takes too long, and its children end too."""
+    words = [str(part) for part in command]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, "LC_ALL": "C"}, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(data, timeout_s)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words, out, err)
+    return out.decode(errors="surrogateescape")
 
 
 def read_through(path: Path, size: int, timeout_s: float | None = None) -> None:

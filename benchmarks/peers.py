@@ -25,6 +25,7 @@ from tests.helpers.server import DemoServer
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 30.0
+END_S = 5.0  # for a peer to end: one that was stopped in the middle of its job may never
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Peer:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(WAIT_S)
+        process.wait(END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -238,6 +239,8 @@ class RcloneNames(Rclone):
 
 
 class Httpdirfs(Peer):
+    """With its cache: without, each 128 KiB of a read is a request that takes it a tenth of a second."""
+
     name = "httpdirfs, Range on"
     needs_range = True
 
@@ -245,8 +248,10 @@ class Httpdirfs(Peer):
         return "" if shutil.which("httpdirfs") else "httpdirfs is not installed"
 
     def command(self, point: Path) -> list[str]:
-        login = ["-u", self.server.user, "-p", self.server.password]
-        return ["httpdirfs", "-f", *login, f"{self.server.url}/index", str(point)]
+        cache = self.room / "cache"
+        cache.mkdir(exist_ok=True)
+        own = ["-u", self.server.user, "-p", self.server.password, "--cache", "--cache-location", str(cache)]
+        return ["httpdirfs", "-f", *own, f"{self.server.url}/index", str(point)]
 
 
 class FsspecFuse(Peer):

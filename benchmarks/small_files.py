@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 from clients import api_client, curl_parallel, curl_zip, session_cookie
@@ -139,4 +138,4 @@ def scattered_files(bench: Bench) -> list[Row]:
 def _cat_all(names: bytes, timeout_s: float | None) -> int:
     """Bytes that READERS `cat`s have read of these files, all together."""
     command = ["sh", "-c", f"xargs -0 -n 5 -P {READERS} cat | wc -c"]
-    return int(subprocess.run(command, input=names, capture_output=True, check=True, timeout=timeout_s).stdout)
+    return int(run(command, timeout_s, names))

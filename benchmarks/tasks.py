@@ -37,7 +37,7 @@ class Bench:
 
     @property
     def patience_s(self) -> float:
-        return 10.0 if self.quick else 120.0
+        return 10.0 if self.quick else 60.0
 
     @property
     def few(self) -> int:
@@ -92,8 +92,10 @@ def measures(*numbers: int) -> Callable[[Task], Task]:
     return register
 
 
-def must_run(peer: Peer) -> None:
-    """Raise the reason why this peer cannot be run here, so that its row shows it."""
+def must_run(peer: Peer, cold: bool = True) -> None:
+    """Raise the reason why this peer cannot be run here, so that its row shows it; empty its cache otherwise."""
     reason = peer.missing()
     if reason:
         raise RuntimeError(reason)
+    if cold:
+        peer.forget()
