@@ -10,8 +10,8 @@ from xnatfs.archives.kept import KeptDocuments, OfflineArchive
 from xnatfs.blocks.base import BlockCache
 from xnatfs.buffers import BufferPool
 from xnatfs.config import MIB, CacheConfig, Config
-from xnatfs.reading.keeping import CacheKeeper
 from xnatfs.errors import UsageError
+from xnatfs.reading.keeping import CacheKeeper
 from xnatfs.reading.reader import BlockReader
 from xnatfs.stats import Stats
 from xnatfs.tree.listing import ListingCache
@@ -27,11 +27,13 @@ ARCHIVES = {
     "https": "xnatfs.archives.xnat:XnatArchive",
     "http": "xnatfs.archives.xnat:XnatArchive",
     "s3": "xnatfs.archives.s3:S3Archive",
+    "openneuro": "xnatfs.archives.openneuro:open_dataset",
+    "osf": "xnatfs.archives.osf:OsfArchive",
     "web+http": "xnatfs.archives.webtree:WebTreeArchive",
     "web+https": "xnatfs.archives.webtree:WebTreeArchive",
     "tcia": "xnatfs.archives.nbia:NbiaArchive",
 }
-"""Scheme of a SOURCE -> the class that reads it, imported when it is asked for."""
+"""Scheme of a SOURCE -> what makes the archive that reads it, imported when it is asked for."""
 
 ANY_OTHER = "xnatfs.archives.objects:FsspecArchive"
 """For the schemes that fsspec knows; it refuses the rest."""

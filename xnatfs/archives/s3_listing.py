@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
@@ -71,7 +71,7 @@ def _page(root: ElementTree.Element, space: str) -> Page:
             size = int(row.findtext(f"{space}Size") or "")
             modified = row.findtext(f"{space}LastModified") or ""
             etag = (row.findtext(f"{space}ETag") or "").strip('"')
-            files.append(Entry("", key, False, size, _time_ns(modified), etag or f"{DATED}{modified}"))
+            files.append(Entry("", key, False, size, time_ns(modified), etag or f"{DATED}{modified}"))
     for row in root.iterfind(f"{space}CommonPrefixes"):
         text = row.findtext(f"{space}Prefix") or ""
         prefixes.append(unquote_plus(text, errors="surrogateescape") if encoded else text)
@@ -82,9 +82,11 @@ DATED = "dated "
 """Begins the version of a file that has no ETag."""
 
 
-def _time_ns(text: str) -> int:
+def time_ns(text: str) -> int:
+    """An ISO date in nanoseconds since the epoch; 0 when there is none. A date without a zone is in UTC."""
     try:
-        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()) * 1_000_000_000
+        when = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return int((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()) * 1_000_000_000
     except ValueError:
         return 0
 

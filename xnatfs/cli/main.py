@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "cache": ("xnatfs.cli.cache", "cache", "Look after the block cache on disk."),
     "login": ("xnatfs.cli.account", "login", "Exchange a password for a token, and keep that."),
     "logout": ("xnatfs.cli.account", "logout", "End the token of `xnatfs login`, here and on the server."),
+    "datasets": ("xnatfs.cli.datasets", "datasets", "List public imaging data sets, and how to mount each."),
     "doctor": ("xnatfs.cli.doctor", "doctor", "Check what a mount needs: FUSE, cache, credentials, server."),
     "config": ("xnatfs.cli.settings", "config", "Show the options in force and where each comes from."),
 }
@@ -81,8 +82,9 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """An XNAT imaging archive as a read-only folder.
 
-    SOURCE is https://host[/context], optionally with #/PROJECT[/SUBJECT[/SESSION]]. Exit codes: 0 done, 1 failed,
-    2 usage, 3 credentials, 4 server unreachable, 5 FUSE missing or mount refused.
+    SOURCE is https://host[/context] of an XNAT server, optionally with #/PROJECT[/SUBJECT[/SESSION]]; or a bucket
+    (s3://bucket/prefix), index pages (web+https://host/path) or a data set (dataset:NAME). Exit codes: 0 done,
+    1 failed, 2 usage, 3 credentials, 4 server unreachable, 5 FUSE missing or mount refused.
     """
 
 

@@ -672,6 +672,10 @@ def parse_source(text: str) -> Source:
         from xnatfs.cli.sources import parse_tcia_source
 
         return parse_tcia_source(address, fragment)
+    if address.lower().startswith("dataset:") and not address[len("dataset:") :].isdigit():
+        from xnatfs.cli.sources import dataset_source
+
+        return dataset_source(address[len("dataset:") :], inside_of(fragment))
     scheme = address.partition("://")[0].lower() if "://" in address else ""
     if scheme and scheme not in ("https", "http", "xnat"):
         from xnatfs.cli.sources import parse_object_source

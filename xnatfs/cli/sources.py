@@ -9,10 +9,11 @@ import configparser
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from xnatfs.cli.options import Settings, inside_of
+from xnatfs.cli.options import Settings, inside_of, parse_source
 from xnatfs.config import Credentials, Source
 from xnatfs.errors import CredentialsError, UsageError
 
@@ -56,6 +57,18 @@ def parse_tcia_source(address: str, fragment: str) -> Source:
         return Source("tcia", str(Path(address).expanduser().absolute()), inside_of(fragment))
     path = unquote(address[len("tcia:") :].lstrip("/"))
     return Source("tcia", "tcia:", inside_of(f"{path}/{fragment}"))
+
+
+def dataset_source(name: str, inside: str) -> Source:
+    """The source of a data set of ``xnatfs datasets``, and the path in it that was asked for.
+
+    Raises:
+        UsageError: there is none of that name, or it cannot be mounted.
+    """
+    from xnatfs.datasets import source_of
+
+    source = parse_source(source_of(name))
+    return replace(source, inside=f"{source.inside.rstrip('/')}{inside}" if inside != "/" else source.inside)
 
 
 def find_object_credentials(
