@@ -1,10 +1,10 @@
-"""Rows as a table of text, as JSON, and as the generated block of docs/performance.md. Measures nothing."""
+"""Rows as a table of text, as JSON, and as the generated blocks of the documents. Measures nothing."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,65 @@ def markdown(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nMeasured with:\n\n{facts}\n"
 
 
-def write_block(page: Path, document: Mapping[str, Any]) -> None:
-    """Put the table in place of what is between the two marks of ``page``."""
+@dataclass(frozen=True)
+class Line:
+    """One headline: a figure of ours, and those to compare it with, as (number, start of who, start of what)."""
+
+    label: str
+    ours: tuple[int, str, str]
+    others: tuple[tuple[str, tuple[int, str, str]], ...] = ()
+
+
+HEADLINES = (
+    Line(
+        "cold read of 1 GB",
+        (5, "xnatfs", "cold"),
+        (("rclone mount", (5, "rclone mount", "cold")), ("curl, no file system", (5, "curl", "cold"))),
+    ),
+    Line("the same after a remount", (6, "xnatfs", "read after")),
+    Line("bytes sent for the header of a 100 MB file", (8, "xnatfs", ""), (("rclone mount", (8, "rclone", "")),)),
+    Line(
+        "`ls -lR` of 2,000 files",
+        (2, "xnatfs, cold", "ls"),
+        (("rclone mount", (2, "rclone", "ls")), ("pyxnat", (2, "pyxnat", "")), ("again", (2, "xnatfs, repeated", ""))),
+    ),
+    Line(
+        "`cp -r` of 1,000 DICOM files",
+        (10, "xnatfs", "cp"),
+        (
+            ("curl of XNAT's zip + unzip", (10, "curl", "cp")),
+            ("pyxnat", (10, "pyxnat", "")),
+            ("xnatpy", (10, "xnatpy", "the same")),
+            ("rclone mount", (10, "rclone", "cp")),
+        ),
+    ),
+    Line("memory, idle", (14, "xnatfs", "resident")),
+)
+
+
+def headlines(document: Mapping[str, Any]) -> str:
+    """The figures that tell most, for the README."""
+    rows = rows_from(document)
+
+    def shown(name: str, number: int, who: str, what: str) -> str:
+        found = (r for r in rows if (r.number, bool(r.unit)) == (number, True))
+        row = next((r for r in found if r.who.startswith(who) and r.what.startswith(what)), None)
+        if row is None or row.median is None:
+            return f"{name} {row.note if row is not None else '-'}".strip()
+        return f"{name} {figure(row.median)} {row.unit.removesuffix(' sent')}".strip()
+
+    lines = ["| at 20 ms a request where requests count | xnatfs | others |", "|---|---|---|"]
+    for line in HEADLINES:
+        others = "; ".join(shown(name, *key) for name, key in line.others)
+        lines.append(f"| {line.label} | {shown('', *line.ours)} | {others} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_block(page: Path, block: str) -> None:
+    """Put ``block`` in place of what is between the two marks of ``page``."""
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise RuntimeError(f"{page.name} lacks the marks {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(document)}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{block}\n{END}{after}", encoding="utf-8")

@@ -22,21 +22,21 @@ import scaling  # noqa: E402
 import small_files  # noqa: E402
 from machine import machine, versions  # noqa: E402
 from measure import EXPECTED_FAULTS, Row, reason  # noqa: E402
-from report import as_json, table, write_block  # noqa: E402
+from report import as_json, headlines, markdown, table, write_block  # noqa: E402
 from tasks import TASKS, Bench  # noqa: E402
 
 from tests.helpers.server import DemoServer  # noqa: E402
 
 TASK_MODULES = (listings, large_files, small_files, resources)
+SIZES = "those of the goals"
+NUMBERS = 17
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
 
 
 def main() -> int:
     options = _options()
     if options.write_docs is not None:
-        path = options.write_docs or max(RESULTS.glob("2*.json"), key=lambda found: found.stat().st_mtime)
-        write_block(PAGE, json.loads(path.read_text()))
+        _write_docs(json.loads(options.write_docs.read_text()) if options.write_docs else _newest_whole())
         return 0
     chosen = [(numbers, task) for numbers, task in TASKS if not options.only or set(options.only) & set(numbers)]
     if not chosen:
@@ -52,7 +52,7 @@ def main() -> int:
             **machine(Path(room)),
             **versions(),
             "rounds": f"{bench.rounds} ({bench.few} of what takes long, 1 of the slow peers)",
-            "sizes": "quick: smaller than those of the goals" if options.quick else "those of the goals",
+            "sizes": "quick: smaller than those of the goals" if options.quick else SIZES,
         }
         rows = _measure(bench, chosen)
     if options.only:
@@ -62,7 +62,7 @@ def main() -> int:
     print("; ".join(f"{name} {value}" for name, value in facts.items()))
     path = _write(options.json, as_json(rows, facts))
     if options.publish:
-        write_block(PAGE, json.loads(path.read_text()))
+        _write_docs(json.loads(path.read_text()))
     missed = sorted({row.number for row in rows if row.met is False})
     print(f"missed: {', '.join(map(str, missed)) or 'none'}")
     return int(options.strict and bool(missed))
@@ -86,6 +86,20 @@ def _measure(bench: Bench, chosen: list[Any]) -> list[Row]:
     return rows
 
 
+def _newest_whole() -> dict[str, Any]:
+    """The newest results of all numbers, at the sizes of the goals."""
+    for path in sorted(RESULTS.glob("2*.json"), reverse=True):
+        document: dict[str, Any] = json.loads(path.read_text())
+        if document["facts"].get("sizes") == SIZES and len({row["number"] for row in document["rows"]}) == NUMBERS:
+            return document
+    raise SystemExit("no results of a whole run: scripts/bench first")
+
+
+def _write_docs(document: dict[str, Any]) -> None:
+    write_block(ROOT / "docs" / "performance.md", markdown(document))
+    write_block(ROOT / "README.md", headlines(document))
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure xnatfs and its peers on this machine.")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, two rounds: does it work at all?")
@@ -101,7 +115,7 @@ def _options() -> argparse.Namespace:
         nargs="?",
         const=False,
         metavar="FILE",
-        help="measure nothing: put the newest results (or FILE) into docs/performance.md",
+        help="measure nothing: put the newest results (or FILE) into docs/performance.md and README",
     )
     return parser.parse_args()
 
