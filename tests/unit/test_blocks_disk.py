@@ -174,6 +174,25 @@ def test_content_ids_that_only_look_alike_when_joined_are_told_apart() -> None:
     assert tag_of(ContentId("a", "bc", "d")) != tag_of(ContentId("ab", "c", "d"))
 
 
+def test_blocks_and_notes_put_together_come_back_each(store: DiskBlocks, directory: Path) -> None:
+    blocks = [(key(name, number), bytes_of(key(name, number))) for name in "abc" for number in range(5)]
+    store.put(*blocks[3])
+    store.put_many(blocks, [(content(name), f"note of {name}") for name in "abc"])
+    assert [store.get(block) for block, _ in blocks] == [data for _, data in blocks]
+    assert [store.get_note(content(name)) for name in "abc"] == ["note of a", "note of b", "note of c"]
+    assert booked(directory) == blocks_on_disk(directory)
+
+
+def test_blocks_put_together_keep_within_the_cap_too(directory: Path) -> None:
+    store = DiskBlocks(directory, 2 * MIB, 0.0)
+    for name in "abcdef":
+        store.put_many([(key(name, number), bytes_of(key(name, number))) for number in range(20)], [])
+        assert disk_use(directory) <= 2 * MIB + on_disk(UNIT)
+    assert kept(store, "f", 20) > 5
+    assert booked(directory) == blocks_on_disk(directory)
+    store.close()
+
+
 def test_any_span_of_a_block_comes_back_exactly(store: DiskBlocks) -> None:
     rng = random.Random(1)
     for unit, size in ((UNIT, UNIT), (MIB, MIB), (MIB, 300_001), (5000, 4999)):

@@ -34,10 +34,10 @@ class GatedDisk(DiskBlocks):
         self.writing = threading.Event()
         self.reads = 0
 
-    def put_many(self, blocks: Sequence[tuple[BlockKey, Block]]) -> None:
+    def put_many(self, blocks: Sequence[tuple[BlockKey, Block]], notes: Sequence[tuple[ContentId, str]] = ()) -> None:
         self.writing.set()
         assert self.gate.wait(10)
-        super().put_many(blocks)
+        super().put_many(blocks, notes)
 
     def get_span(self, key: BlockKey, start: int, stop: int) -> bytes | None:
         self.reads += 1

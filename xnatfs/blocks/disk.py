@@ -118,12 +118,14 @@ class _Booking:
 
 
 class _Arrival(NamedTuple):
-    """A block to be written, with what it takes on disk."""
+    """A block or a note to be kept, with what it takes on disk. Of a note: its text's bytes, and no key."""
 
-    place: Place
-    key: BlockKey
-    data: Block
+    name: str
+    tag: str
     size: int
+    place: Place | None
+    key: BlockKey | None
+    data: Block
 
 
 class _Disk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
@@ -213,13 +215,14 @@ class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
             log_bytes = 0
         return int(super().volume()) + log_bytes + LOG_SLACK_BYTES
 
-    def book(self, rows: Sequence[tuple[str, _Booking | bytes]], tag: str, size: int, limit: int) -> int:
-        """Enter blocks or a note if ``size`` more bytes stay within ``limit``; returns the bytes missing, else 0."""
+    def book(self, arrivals: Sequence[_Arrival], limit: int) -> int:
+        """Enter blocks and notes if they stay within ``limit`` together; returns the bytes missing, else 0."""
         with self.transact():
-            missing = int(self.volume()) + size - limit
+            missing = int(self.volume()) + sum(arrival.size for arrival in arrivals) - limit
             if missing <= 0:
-                for name, value in rows:
-                    self.set(name, value, tag=tag)
+                for new in arrivals:
+                    value = new.data if new.place is None else _Booking(new.size, new.place.filename)
+                    self.set(new.name, value, tag=new.tag)
         return max(0, missing)
 
     def known(self, names: Sequence[str]) -> set[str]:
@@ -313,6 +316,18 @@ def _make_subdirectory(path: str) -> None:
         os.chmod(path, 0o700)  # the umask may have taken bits away
 
 
+def _block(key: BlockKey, data: Block) -> _Arrival:
+    place = place_of(key)
+    return _Arrival(place.name, tag_of(key.content), on_disk(len(data)), place, key, data)
+
+
+def _note(content: ContentId, note: str) -> _Arrival:
+    tag = tag_of(content)
+    text = note.encode("utf-8", "surrogatepass")
+    value = SUM.pack(xxh3_64_intdigest(tag.encode() + text)) + text
+    return _Arrival(f"{tag}-note", tag, len(value), None, None, value)
+
+
 def _open_to_write(path: str) -> int:
     """Open a block file, made with its directory when it is not there."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -393,35 +408,35 @@ class DiskBlocks:
     def put(self, key: BlockKey, data: Block) -> None:
         self.put_many([(key, data)])
 
-    def put_many(self, blocks: Sequence[tuple[BlockKey, Block]]) -> None:
-        """Keep blocks of one content, several in one transaction: booking one takes 90 us by itself, 40 us in eight."""
+    def put_many(self, blocks: Sequence[tuple[BlockKey, Block]], notes: Sequence[tuple[ContentId, str]] = ()) -> None:
+        """Keep several in one transaction: booking a block takes 90 us by itself, 40 us in eight."""
         most = max(1, self._limit // BATCH_FRACTION)
         batch: list[_Arrival] = []
-        for key, data in blocks:
-            size = on_disk(len(data))
-            if len(data) > key.unit or size > self._limit:
+        size = 0
+        for new in (*(_block(key, data) for key, data in blocks), *(_note(content, note) for content, note in notes)):
+            if new.size > self._limit or (new.key is not None and len(new.data) > new.key.unit):
                 continue
-            if batch and sum(arrival.size for arrival in batch) + size > most:
+            if batch and size + new.size > most:
                 self._put(batch)
-                batch = []
-            batch.append(_Arrival(place_of(key), key, data, size))
+                batch, size = [], 0
+            batch.append(new)
+            size += new.size
         if batch:
             self._put(batch)
 
     def _put(self, arrivals: list[_Arrival]) -> None:
-        tag = tag_of(arrivals[0].key.content)
-        with self._tolerant("keeping a block"):
+        with self._tolerant("keeping blocks"):
             if not self._writable():
                 return
-            new = [arrival for arrival in arrivals if not self._is_kept(arrival.place)]
+            new = [arrival for arrival in arrivals if arrival.place is None or not self._is_kept(arrival.place)]
             if not new:
                 return
-            bookings = [(new_.place.name, _Booking(new_.size, new_.place.filename)) for new_ in new]
-            if self._enter(bookings, tag, sum(arrival.size for arrival in new)):
-                self._write(new)
+            blocks = [arrival for arrival in new if arrival.place is not None]
+            if self._enter(new) and blocks:
+                self._write(blocks)
                 self._recovered()
-            if new[-1].key.number:
-                self._note_use(tag)
+            if blocks and blocks[-1].key is not None and blocks[-1].key.number:
+                self._note_use(blocks[-1].tag)
 
     def kept_bytes(self, content: ContentId) -> int:
         with self._tolerant("counting blocks"):
@@ -443,12 +458,7 @@ class DiskBlocks:
         return raw[SUM.size :].decode("utf-8", "surrogatepass")
 
     def put_note(self, content: ContentId, note: str) -> None:
-        tag = tag_of(content)
-        text = note.encode("utf-8", "surrogatepass")
-        value = SUM.pack(xxh3_64_intdigest(tag.encode() + text)) + text
-        with self._tolerant("keeping a note"):
-            if self._writable():
-                self._enter([(f"{tag}-note", value)], tag, len(value))
+        self.put_many([], [(content, note)])
 
     def discard(self, content: ContentId) -> None:
         with self._tolerant("dropping a content"):
@@ -492,8 +502,9 @@ class DiskBlocks:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def _enter(self, rows: Sequence[tuple[str, _Booking | bytes]], tag: str, size: int) -> bool:
-        """Book blocks or a note, ``size`` bytes in all, making room first. False: there is no room to be made."""
+    def _enter(self, arrivals: Sequence[_Arrival]) -> bool:
+        """Book blocks and notes, making room first. False: there is no room to be made."""
+        size = sum(arrival.size for arrival in arrivals)
         batch = min(self._limit // BATCH_FRACTION, BATCH_BYTES)
         short = size - self._spare_bytes
         if short > 0 and self._evict(short + batch) < short:
@@ -502,7 +513,7 @@ class DiskBlocks:
             with self._lock:
                 if self._books is None:
                     return False
-                missing = self._books.book(rows, tag, size, self._limit)
+                missing = self._books.book(arrivals, self._limit)
             if not missing:
                 self._spare_bytes -= size
                 return True
@@ -522,18 +533,21 @@ class DiskBlocks:
 
     def _write(self, arrivals: Sequence[_Arrival]) -> None:
         """Write booked blocks; take back what cannot be written."""
+        places = [arrival.place for arrival in arrivals if arrival.place is not None]
         done = 0
         try:
-            for filename, group in itertools.groupby(arrivals, key=lambda arrival: arrival.place.filename):
+            for filename, group in itertools.groupby(arrivals, key=lambda arrival: arrival.place.filename):  # type: ignore[union-attr]
                 fd = _open_to_write(f"{self._root}/{filename}")
                 try:
                     for arrival in group:
+                        assert arrival.place is not None
+                        assert arrival.key is not None
                         write(fd, arrival.place, arrival.key, arrival.data)
                         done += 1
                 finally:
                     os.close(fd)
         except OSError:
-            failed = [arrival.place for arrival in arrivals[done:]]
+            failed = places[done:]
             self._erase_blocks(failed)
             with self._lock, contextlib.suppress(sqlite3.Error):
                 if self._books is not None:
@@ -541,11 +555,10 @@ class DiskBlocks:
                         self._books.strike(place.name)
             raise
         finally:
-            places = [arrival.place for arrival in arrivals[:done]]
             with self._lock:
-                known = self._books.known([place.name for place in places]) if self._books is not None else set()
+                known = self._books.known([place.name for place in places[:done]]) if self._books is not None else set()
             # Discarded or evicted meanwhile, here or in another process: those would count for nothing.
-            self._erase_blocks([place for place in places if place.name not in known])
+            self._erase_blocks([place for place in places[:done] if place.name not in known])
 
     def _erase_blocks(self, places: Iterable[Place]) -> None:
         """Remove single blocks, and files that are left without any."""

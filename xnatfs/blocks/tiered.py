@@ -19,8 +19,11 @@ from xnatfs.model import ContentId
 
 log = logging.getLogger(__name__)
 
-WRITTEN_AT_ONCE = 8
-"""Blocks: of a fast transfer so many wait anyway, and they share the cost of a database transaction."""
+WRITTEN_AT_ONCE = 64
+"""Blocks and notes: of a fast transfer so many wait anyway, and they share the cost of a database transaction, which is
+more than that of writing a small file."""
+
+WRITTEN_BYTES = 8 * 1024 * 1024  # ... and blocks of this many bytes: they wait in memory until all are written
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class TieredBlocks:
         self._blocks: dict[BlockKey, Block] = {}  # guarded by _changed; queued or being written
         self._notes: dict[ContentId, str] = {}  # guarded by _changed; queued or being written
         self._pending_bytes = 0  # guarded by _changed; sum of _blocks
-        self._writing: ContentId | None = None  # guarded by _changed
+        self._writing: set[ContentId] = set()  # guarded by _changed
         self._writer: threading.Thread | None = None  # guarded by _changed
         self._closing = False  # guarded by _changed
         self._discards = 0  # guarded by _changed; counts calls, so that a slow load does not bring back the dropped
@@ -125,7 +128,7 @@ class TieredBlocks:
                 self._pending_bytes -= len(self._blocks.pop(key))
             self._notes.pop(content, None)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._writing != content)
+            self._changed.wait_for(lambda: content not in self._writing)
             self._memory.discard(content)
         if self._disk is not None:
             self._disk.discard(content)
@@ -143,7 +146,7 @@ class TieredBlocks:
     def flush(self) -> None:
         """Wait until everything put so far is on disk, or was refused by it."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._queue and self._writing is None)
+            self._changed.wait_for(lambda: not self._queue and not self._writing)
 
     def close(self) -> None:
         """Write what is queued, then close both stores. Later calls find nothing and keep nothing."""
@@ -194,43 +197,40 @@ class TieredBlocks:
                 self._changed.wait_for(lambda: self._queue or self._closing)
                 if not self._queue:
                     return
-                items = self._next_items()
-                first = items[0]
-                content = first.content if isinstance(first, BlockKey) else first
-                note = self._notes.get(content) if first is content else None
-                blocks = [
-                    (key, data)
-                    for key in items
-                    if isinstance(key, BlockKey) and (data := self._blocks.get(key)) is not None
-                ]
-                self._writing = content
+                blocks, notes = self._next_batch()
+                self._writing = {key.content for key, _ in blocks} | {content for content, _ in notes}
             try:
-                if blocks:
-                    disk.put_many(blocks)
-                elif note is not None:
-                    disk.put_note(content, note)
+                disk.put_many(blocks, notes)
             except Exception:
                 # A store owes us not to raise; without a writer, put would hang.
-                log.exception("a block was not written")
+                log.exception("blocks were not written")
             finally:
                 with self._changed:
-                    self._writing = None
+                    self._writing = set()
+                    # Found by identity: discarded and put again meanwhile, it is another object that still waits.
                     for key, data in blocks:
-                        # Found by identity: discarded and put again meanwhile, it is another object that still waits.
                         if self._blocks.get(key) is data:
                             del self._blocks[key]
                             self._pending_bytes -= len(data)
-                    if note is not None and self._notes.get(content) is note:
-                        del self._notes[content]
+                    for content, note in notes:
+                        if self._notes.get(content) is note:
+                            del self._notes[content]
                     self._changed.notify_all()
 
-    def _next_items(self) -> list[BlockKey | ContentId]:
-        """Take a note from the queue, or what blocks of one content come next. The caller holds ``_changed``."""
-        items = [self._queue.popleft()]
-        first = items[0]
-        while isinstance(first, BlockKey) and self._queue and len(items) < WRITTEN_AT_ONCE:
-            following = self._queue[0]
-            if not isinstance(following, BlockKey) or following.content != first.content:
-                break
-            items.append(self._queue.popleft())
-        return items
+    def _next_batch(self) -> tuple[list[tuple[BlockKey, Block]], list[tuple[ContentId, str]]]:
+        """What is to be written together, taken out of the queue. The caller holds ``_changed``."""
+        blocks: list[tuple[BlockKey, Block]] = []
+        notes: list[tuple[ContentId, str]] = []
+        size = 0
+        while self._queue and size < WRITTEN_BYTES and len(blocks) + len(notes) < WRITTEN_AT_ONCE:
+            item = self._queue.popleft()
+            if isinstance(item, BlockKey):
+                data = self._blocks.get(item)
+                if data is not None:
+                    blocks.append((item, data))
+                    size += len(data)
+            else:
+                note = self._notes.get(item)
+                if note is not None:
+                    notes.append((item, note))
+        return blocks, notes
