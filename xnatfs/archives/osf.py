@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -73,22 +73,31 @@ class OsfArchive:
         if listing is not None and time.monotonic() - asked_at < KEEP_S:
             return listing
         node, _, folder = directory.key.partition("/")
-        rows = list(self._rows(f"/v2/nodes/{node}/files/osfstorage/{folder}"))
+        rows = self._rows(f"/v2/nodes/{node}/files/osfstorage/{folder}", "name")
         entries = [_entry(node, row) for row in rows]
         if not folder:
-            components = self._rows(f"/v2/nodes/{node}/children/")
+            components = self._rows(f"/v2/nodes/{node}/children/", "title")
             entries += [_node(_text(row, "title"), str(row.get("id", ""))) for row in components]
         listing = Listing(directory.listing, {directory.key: tuple(entries)})
         with self._lock:
             self._kept[directory.listing] = time.monotonic(), listing
         return listing
 
-    def _rows(self, path: str) -> Iterator[Mapping[str, Any]]:
-        """The rows of a collection, page after page."""
-        url: str | None = f"{self._api}{path}?page%5Bsize%5D={PAGE_ROWS}"
+    def _rows(self, path: str, sort: str) -> list[Mapping[str, Any]]:
+        """The rows of a collection, page after page.
+
+        Raises:
+            UnexpectedReply: it is not all there.
+        """
+        total = 0
+        # Sorted, or pages overlap: rows then come twice and others never.
+        url: str | None = f"{self._api}{path}?page%5Bsize%5D={PAGE_ROWS}&sort={sort}"
+        found: dict[str, Mapping[str, Any]] = {}
         for _ in range(MAX_PAGES):
             if url is None:
-                return
+                if len(found) < total:
+                    raise UnexpectedReply(f"GET {path}: {len(found)} of {total} rows came")
+                return list(found.values())
             if f"{urlsplit(url).scheme}://{urlsplit(url).netloc}" != self._api:
                 raise UnexpectedReply(f"GET {path}: the next page is on another host")
             client, target = self._files.client(url)
@@ -103,7 +112,8 @@ class OsfArchive:
             links = document.get("links") if isinstance(document, dict) else None
             if not isinstance(rows, list) or not isinstance(links, dict):
                 raise UnexpectedReply(f"GET {path}: no listing of files")
-            yield from rows
+            total = max(total, _total(document))
+            found.update((str(row["id"]), row) for row in rows if isinstance(row, dict) and row.get("id"))
             url = links.get("next")
         raise UnexpectedReply(f"GET {path}: the listing does not end")
 
@@ -130,6 +140,14 @@ class OsfArchive:
 def _node(title: str, node: str) -> Entry:
     """A project or component as a directory. Its key has no slash, that of a folder in it has one."""
     return Entry(title, node, True, id=node, listing=f"node {node}")
+
+
+def _total(document: Mapping[str, Any]) -> int:
+    """How many rows a collection has, as far as a page says: newer versions of the API say it in another place."""
+    for place in (document.get("meta"), document["links"].get("meta")):
+        if isinstance(place, dict) and isinstance(place.get("total"), int):
+            return int(place["total"])
+    return 0
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from xnatfs.archives.account import Guest
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http import HttpClient
-from xnatfs.archives.http_body import checked_body, content_range, http_time_ns, is_page
+from xnatfs.archives.http_body import checked_body, http_time_ns, is_page
 from xnatfs.config import HttpConfig
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
@@ -58,14 +58,12 @@ class UrlFiles:
     def stat(self, entry: Entry) -> Entry:
         """The entry with the size that its host tells: by its headers, or else by sending the file."""
         client, path = self.client(entry.key)
-        reply = client.open(path, {"Range": "bytes=0-0"})
+        reply = client.open(path, {})  # no range: an empty file has none; the body is left where it is
         try:
             if is_page(reply.headers, entry):
                 raise client.page_reply(f"GET {entry.name}")
             length = reply.headers.get("Content-Length", "")
-            if reply.status == 206:
-                size = content_range(reply, f"GET {entry.name}")[2]
-            elif length.isdigit():
+            if length.isdigit():
                 size = int(length)
             else:
                 size = 0
