@@ -158,5 +158,6 @@ def open_listings(config: Config) -> ListingStore | None:
     from xnatfs import __version__
 
     # Another release may make other listings of the same answers, and other accounts see other projects.
-    scope = (config.source.url, credentials.holder or credentials.user, config.tree, __version__)
+    places = config.tcia if config.source.scheme == "tcia" else ""
+    scope = (config.source.url, places, credentials.holder or credentials.user, config.tree, __version__)
     return ListingStore(settings.directory / LISTINGS, scope, listings_limit(settings), settings.min_free)

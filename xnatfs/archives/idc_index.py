@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xnatfs.errors import UsageError
+from xnatfs.errors import UnexpectedReply, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +41,33 @@ class IdcIndex:
         """Those of ``series`` that IDC has.
 
         Raises:
-            UsageError: the table cannot be read.
+            UnexpectedReply: the table cannot be read.
         """
         wanted = frozenset(series)
         path = self._path or _packaged()
         if path is None or not wanted:
             return {}
-        rows = _parquet(path, wanted) if path.suffix == ".parquet" else _csv(path)
         try:
+            rows = _parquet(path, wanted) if path.suffix == ".parquet" else _csv(path)
             return {uid: Place(bucket, folder) for uid, bucket, folder in rows if uid in wanted and bucket and folder}
-        except (OSError, UnicodeDecodeError, csv.Error) as exc:
-            raise UsageError(f"IDC index {path}: cannot be read: {exc}") from exc
+        except (OSError, ValueError, KeyError, csv.Error, ImportError) as exc:  # pyarrow's errors are kinds of these
+            raise UnexpectedReply(f"IDC index {path}: {_reason(exc)}") from exc
+
+    def check(self) -> None:
+        """Look at the table that was named, so that a wrong one is told before a mount.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        if self._path is None:
+            return
+        try:
+            if self._path.suffix == ".parquet":
+                importlib.import_module("pyarrow.parquet").read_schema(self._path)
+            else:
+                next(_csv(self._path), None)
+        except (OSError, ValueError, KeyError, csv.Error, ImportError) as exc:
+            raise UsageError(f"IDC index {self._path}: {_reason(exc)}") from exc
 
 
 def _packaged() -> Path | None:
@@ -67,30 +83,28 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file)
         header = next(lines, [])
-        places = _places(header, path)
+        places = _places(header)
         for line in lines:
             if len(line) == len(header):
                 yield line[places[0]], line[places[1]], line[places[2]]
 
 
-def _places(header: list[str], path: Path) -> list[int]:
+def _places(header: list[str]) -> list[int]:
     missing = [column for column in COLUMNS if column not in header]
     if missing:
-        raise UsageError(f"IDC index {path}: no column {missing[0]}")
+        raise ValueError(f"no column {missing[0]}")
     return [header.index(column) for column in COLUMNS]
 
 
 def _parquet(path: Path, wanted: frozenset[str]) -> Iterator[tuple[str, str, str]]:
-    try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise UsageError(
-            f"IDC index {path}: reading Parquet needs pyarrow", "pip install pyarrow, or --from nbia"
-        ) from None
-    try:
-        table = parquet.read_table(path, columns=list(COLUMNS), filters=[(COLUMNS[0], "in", list(wanted))])
-    except (OSError, ValueError, KeyError) as exc:  # pyarrow's own errors are kinds of these
-        raise UsageError(f"IDC index {path}: cannot be read: {exc}") from exc
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    table = parquet.read_table(path, columns=list(COLUMNS), filters=[(COLUMNS[0], "in", list(wanted))])
     columns = [table.column(name).to_pylist() for name in COLUMNS]
     for uid, bucket, folder in zip(*columns, strict=True):
         yield str(uid), str(bucket or ""), str(folder or "")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "reading Parquet needs the package pyarrow (or --from nbia)"
+    return str(getattr(error, "strerror", None) or error)

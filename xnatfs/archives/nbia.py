@@ -42,6 +42,7 @@ from xnatfs.archives.nbia_series import (
     NoKeeper,
     Received,
     SeriesBody,
+    SeriesBulk,
     Wanted,
     open_member,
     open_series,
@@ -52,6 +53,7 @@ from xnatfs.archives.nbia_tree import (
     COLLECTION,
     MANIFEST,
     MISSING,
+    PREFIX,
     ROOT,
     SERIES,
     SITE,
@@ -170,7 +172,8 @@ class NbiaArchive:
         """The archive of a SOURCE: the path of a manifest, or ``tcia:``.
 
         Raises:
-            UsageError: the manifest cannot be read, or names another server than the login is for.
+            UsageError: the manifest or IDC's index cannot be read, or the login is for another server than the
+                manifest's.
         """
         tcia, url = config.tcia, config.source.url
         manifest = None if url == "tcia:" else _read_manifest(Path(url))
@@ -179,6 +182,7 @@ class NbiaArchive:
             raise UsageError(
                 f"{url} names the server {server}, and the login is for another", f"add --nbia-url {server}"
             )
+        IdcIndex(tcia.idc_index).check()
         return cls(manifest, server, config.credentials, config.http, config.tree, tcia, user_agent, stats)
 
     def keep_with(self, keeper: Keeper) -> None:
@@ -226,11 +230,11 @@ class NbiaArchive:
                 f"series {fields.get('uid')}: {self._http.origin} does not describe it to this account",
                 f"withdrawn, misspelt in the manifest, or not for everybody; {LIMITED}",
             )
-        listing, documents = self._top(directory.listing)
-        self._documents.put(documents)
+        listing = self._top(directory.listing)
+        self._documents.put(listing.documents)
         return listing
 
-    def _top(self, identifier: str) -> tuple[Listing, dict[str, bytes]]:
+    def _top(self, identifier: str) -> Listing:
         kind, fields = parse_listing_id(identifier)
         if kind == COLLECTION:
             return self._branch(identifier, directory_key(fields["name"]), self._collection(fields["name"]), ())
@@ -247,18 +251,16 @@ class NbiaArchive:
             named = [name for name in names if name and (not wanted or name in wanted)]
             if not any(names):
                 raise UnexpectedReply(f"{self._http.origin} names no collection")
-            return collections_listing(identifier, named, self._view()), {}
+            return collections_listing(identifier, named, self._view())
         raise NotFound(f"listing {identifier}: not of this archive")
 
-    def _branch(
-        self, identifier: str, top: str, series: Collection[Series], missing: Collection[str]
-    ) -> tuple[Listing, dict[str, bytes]]:
+    def _branch(self, identifier: str, top: str, series: Collection[Series], missing: Collection[str]) -> Listing:
         branch = Branch(identifier, top, classic=self._tree.names == "id")
         shown = [one for one in series if self._is_shown(one)]
         places = {} if self._tcia.prefer == "nbia" else self._index.find([one.uid for one in shown])
         branch.add(shown, places)
         branch.add_missing(missing)
-        return branch.listing(), branch.documents
+        return branch.listing()
 
     def _is_shown(self, series: Series) -> bool:
         projects, kinds = self._tree.projects, self._tree.scan_types
@@ -422,31 +424,41 @@ class NbiaArchive:
 
     def _received(self, identifier: str, fields: Mapping[str, str]) -> Learnt:
         """Transfer the series, again where it comes damaged or short, and leave its files with the keeper."""
-        uid = fields["uid"]
-        attempt = 0
-        with self._at_once:
-            while True:
-                wanted = Wanted(uid, int(fields["images"]), int(fields["size"]), secrets.token_hex(8))
-                body = self._open_zip(uid)
-                try:
-                    files = tuple(self._received_from(body, wanted))
-                    break
-                except (CorruptContent, Unavailable) as error:
-                    attempt += 1
-                    final = attempt > self._retries or isinstance(error, Unreachable | TimedOut) or self._closed
-                    if final:
-                        tries = f" after {attempt} tries" if attempt > 1 else ""
-                        report = f"{error}{tries}"
-                        self._stats.failed(report)
-                        log.warning("%s; the series is left out", report)
-                        raise type(error)(report, error.hint) from error
-                    self._stats.retries += 1
-                    log.info("%s; asking for the series again", error)
-                time.sleep(BACKOFF_S * 2 ** (attempt - 1) * uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
-        learnt = Learnt(wanted.token, files)
-        document = {"token": learnt.token, "files": [[one.name, one.sop, one.size, one.md5] for one in files]}
+        try:
+            with self._at_once:
+                learnt = self._tried(fields)
+        except AccessDenied:
+            raise  # that is how it is, and no failure
+        except ArchiveError as error:
+            self._stats.failed(str(error))
+            log.warning("%s; its directory cannot be listed", error)
+            raise
+        document = {"token": learnt.token, "files": [[one.name, one.sop, one.size, one.md5] for one in learnt.files]}
         self._keeper.note(identifier, json.dumps(document, ensure_ascii=False))
         return learnt
+
+    def _tried(self, fields: Mapping[str, str]) -> Learnt:
+        uid = fields["uid"]
+        attempt = 0
+        while True:
+            attempt += 1
+            wanted = Wanted(uid, int(fields["images"]), int(fields["size"]), secrets.token_hex(8))
+            opened = False
+            try:
+                body = self._open_zip(uid)  # tries again by itself
+                opened = True
+                return Learnt(wanted.token, tuple(self._received_from(body, wanted)))
+            except AccessDenied:
+                raise
+            except ArchiveError as error:
+                again = opened and isinstance(error, CorruptContent | Unavailable) and not self._closed
+                if not again or isinstance(error, Unreachable | TimedOut) or attempt > self._retries:
+                    what = "" if uid in str(error) else f"series {uid}: "
+                    tries = f" after {attempt} tries" if attempt > 1 else ""
+                    raise type(error)(f"{what}{error}{tries}", error.hint) from error
+                log.info("%s; asking for series %s again", error, uid)
+            self._stats.retries += 1
+            time.sleep(BACKOFF_S * 2 ** (attempt - 1) * uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
 
     def _received_from(self, body: SeriesBody, wanted: Wanted) -> list[Received]:
         with self._lock:
@@ -478,7 +490,7 @@ class NbiaArchive:
         data = self._documents.get(key)
         if data is None:
             identifier, what = split_key(key)
-            self._documents.put(self._top(identifier)[1])
+            self._documents.put(self._top(identifier).documents)
             data = self._documents.get(key)
             if data is None:
                 raise NotFound(f"{what}: no longer listed")
@@ -521,8 +533,14 @@ class NbiaArchive:
             raise
 
     def open_bulk(self, files: Sequence[Entry]) -> BulkStream | None:
-        """See ``Archive.open_bulk``. Files of one NBIA series: its zip again."""
-        return None
+        """See ``Archive.open_bulk``. Files of one series that the keeper has lost: its zip again."""
+        if not files or not all(entry.key.startswith(PREFIX) and entry.digest for entry in files):
+            return None
+        keys = [(entry, *_checked_key(entry.key)) for entry in files]
+        series = {uid for _, uid, _, _ in keys}
+        if len(series) != 1:
+            return None
+        return SeriesBulk(self._open_zip(series.pop()), {sop or name: entry for entry, _, name, sop in keys})
 
     def _image(self, entry: Entry, uid: str, sop: str, stop: int) -> RangeStream:
         path = f"{SERVICES}/{self._api}/getSingleImage"

@@ -13,13 +13,13 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from xnatfs.archives.base import Keeper, KeptWriter
 from xnatfs.archives.http import PIECE, HttpClient, Reply
 from xnatfs.archives.nbia_dicom import sop_instance_uid
 from xnatfs.archives.zipstream import Member, ZipStream
 from xnatfs.errors import CorruptContent, StaleContent, TimedOut, Unavailable, UnexpectedReply
+from xnatfs.model import Entry
 
 LICENSE = "LICENSE"
 DIGESTS = "md5hashes.csv"
@@ -28,7 +28,8 @@ NO_IMAGES = frozenset({LICENSE, DIGESTS})
 MAX_DIGESTS = 32 << 20
 """Bytes of md5hashes.csv at most: 100,000 lines have 5 MB."""
 
-T = TypeVar("T")
+HEAD = 4096
+"""Bytes of a file in which its SOPInstanceUID stands: a usual group 2 has 200 to 400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,16 @@ class NoKeeper:
 class SeriesBody:
     """A zip whose first member is there, so that what answered is known to be a zip."""
 
-    def __init__(self, reply: Reply, members: ZipStream, first: Member | None) -> None:
+    def __init__(self, reply: Reply, pace: _Paced, members: ZipStream, first: Member | None) -> None:
         self._reply = reply
+        self._pace = pace
         self._members = members
         self._first = first
+
+    def unpaced(self) -> SeriesBody:
+        """The same, for a reader that may pause: what comes slowly then is not the server's fault."""
+        self._pace.limit_s = float("inf")
+        return self
 
     def next(self) -> Member | None:
         first, self._first = self._first, None
@@ -107,19 +114,20 @@ def open_series(http: HttpClient, path: str, params: Mapping[str, str], what: st
             raise http.page_reply(what, reply.generation)
         if reply.status != 200:
             raise UnexpectedReply(f"{what}: status {reply.status} for a zip")
-        members = ZipStream(_Paced(reply, what, timeout_s).read, what)
-        return SeriesBody(reply, members, members.next_member())
+        pace = _Paced(reply, what, timeout_s)
+        members = ZipStream(pace.read, what)
+        return SeriesBody(reply, pace, members, members.next_member())
 
     return http.open_with(path, params, begin)
 
 
 class _Paced:
-    """A body that comes in drips is given up; one that comes at 1/60 of a piece a second is not."""
+    """A body that comes in drips is given up: less than a piece in ``limit_s``."""
 
-    def __init__(self, reply: Reply, what: str, timeout_s: float) -> None:
+    def __init__(self, reply: Reply, what: str, limit_s: float) -> None:
         self._reply = reply
         self._what = what
-        self._timeout_s = timeout_s
+        self.limit_s = limit_s
         self._mark_at = time.monotonic()
         self._since_mark = 0
 
@@ -129,8 +137,8 @@ class _Paced:
         now = time.monotonic()
         if self._since_mark >= PIECE:
             self._mark_at, self._since_mark = now, 0
-        elif now - self._mark_at > self._timeout_s:
-            raise TimedOut(f"{self._what}: {self._since_mark} bytes in {self._timeout_s:g} s")
+        elif now - self._mark_at > self.limit_s:
+            raise TimedOut(f"{self._what}: {self._since_mark} bytes in {self.limit_s:g} s")
         return piece
 
 
@@ -168,7 +176,7 @@ def _files(
             digests = _digests(member, f"series {wanted.uid}")
         elif member.name != LICENSE and not member.is_dir:
             head = _fill(member, buffer)
-            sop = sop_instance_uid(bytes(head[:4096]))
+            sop = sop_instance_uid(bytes(head[:HEAD]))
             writer = keeper.writer(key_of(member.name, sop), wanted.token)
             writers.append(writer)
             size, md5 = _copy(member, buffer, head, writer)
@@ -179,7 +187,7 @@ def _files(
 def _fill(member: Member, buffer: memoryview) -> memoryview:
     """The member's first bytes: enough for a DICOM file's own header, or all there is."""
     filled = 0
-    while filled < 4096 and (count := member.readinto(buffer[filled:])):
+    while filled < HEAD and (count := member.readinto(buffer[filled:])):
         filled += count
     return buffer[:filled]
 
@@ -280,9 +288,55 @@ def open_member(body: SeriesBody, name: str, size: int, what: str, alone: bool) 
                 if member.size is not None and member.size != size:
                     raise StaleContent(f"{what}: {member.size} bytes where the listing says {size}")
                 member.expect(size)
-                return MemberBody(body, member, size, what, alone)
+                return MemberBody(body.unpaced(), member, size, what, alone)
     except BaseException:
         body.close()
         raise
     body.close()
     return None
+
+
+class SeriesBulk:
+    """A series' zip as a ``BulkStream``: its files by what they are, since their names may have changed places.
+
+    Args:
+        wanted: SOPInstanceUID, or the name of a file that has none, -> the file asked for.
+    """
+
+    def __init__(self, body: SeriesBody, wanted: Mapping[str, Entry]) -> None:
+        self._body = body.unpaced()
+        self._wanted = dict(wanted)  # still to come
+
+    def next(self) -> tuple[Entry, SeriesMember] | None:
+        while (member := self._body.next()) is not None:
+            if member.name in NO_IMAGES:
+                continue
+            buffer = memoryview(bytearray(HEAD))
+            head = _fill(member, buffer)
+            entry = self._wanted.pop(sop_instance_uid(bytes(head)) or member.name, None)
+            if entry is not None:
+                return entry, SeriesMember(head, member)
+        self._body.close(reusable=True)
+        return None
+
+    def close(self) -> None:
+        self._body.interrupt()
+        self._body.close()
+
+
+class SeriesMember:
+    """See ``BulkMember``. Files of NBIA are told apart by their MD5, so there is no validator."""
+
+    validator = ""
+
+    def __init__(self, head: memoryview, member: Member) -> None:
+        self._head = head
+        self._member = member
+
+    def readinto(self, buffer: memoryview) -> int:
+        if not len(self._head):
+            return self._member.readinto(buffer)
+        count = min(len(buffer), len(self._head))
+        buffer[:count] = self._head[:count]
+        self._head = self._head[count:]
+        return count

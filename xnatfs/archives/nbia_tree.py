@@ -109,7 +109,7 @@ class Branch:
 
     def __init__(self, identifier: str, top: str, classic: bool) -> None:
         self.id = identifier
-        self.documents: dict[str, bytes] = {}
+        self._documents: dict[str, bytes] = {}
         self._top = _Directory(Entry("", top, True, listing=identifier))
         self._classic = classic
 
@@ -146,8 +146,9 @@ class Branch:
     def add_missing(self, series: Iterable[str]) -> None:
         """Series of which nothing is known: directories that say so when they are opened."""
         for uid in series:
-            at = self._below(self._top, UNAVAILABLE, f"{ROOT}{UNAVAILABLE}", 0, reserved=True)
-            key = f"{ROOT}{UNAVAILABLE}/{uid}"
+            top = f"{ROOT}?{UNAVAILABLE}"  # no collection's key has a "?"
+            at = self._below(self._top, UNAVAILABLE, top, 0, reserved=True)
+            key = f"{top}/{uid}"
             at.below[key] = _Directory(Entry(uid, key, True, id=uid, listing=listing_id(MISSING, uid=uid)))
 
     def listing(self) -> Listing:
@@ -157,7 +158,7 @@ class Branch:
             at = pending.pop()
             children[at.entry.key] = (*at.files, *(each.entry for each in at.below.values()))
             pending += [each for each in at.below.values() if each.entry.listing == self.id]
-        return Listing(self.id, children)
+        return Listing(self.id, children, self._documents)
 
     def _below(
         self, parent: _Directory, name: str, key: str, mtime_ns: int, uid: str = "", reserved: bool = False
@@ -173,7 +174,7 @@ class Branch:
 
     def _document(self, holder: _Directory, name: str, what: str, data: bytes) -> None:
         key = document_key(self.id, what)
-        self.documents[key] = data
+        self._documents[key] = data
         holder.files.append(
             made(name, key, data, max((each.entry.mtime_ns for each in holder.below.values()), default=0))
         )
