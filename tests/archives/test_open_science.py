@@ -191,6 +191,13 @@ def test_a_doubtful_listing_of_a_project_is_an_error(server: ObjectServer, body:
         vfs.listdir("/")
 
 
+def test_a_listing_with_rows_twice_and_others_missing_is_an_error(server: ObjectServer) -> None:
+    body = b'{"data": [{"id": "1"}, {"id": "1"}], "links": {"next": null, "meta": {"total": 2}}}'
+    server.fault("/v2/", "raw", body=body, content_type="application/json")
+    with closing(vfs_of("osf://axz5r", server)) as vfs, pytest.raises(UnexpectedReply, match="1 of 2 rows"):
+        vfs.listdir("/")
+
+
 def test_a_next_page_on_another_host_is_not_asked(server: ObjectServer) -> None:
     body = b'{"data": [], "links": {"next": "https://elsewhere.invalid/"}}'
     server.fault("/v2/", "raw", body=body, content_type="application/json")

@@ -113,7 +113,7 @@ class OsfArchive:
             if not isinstance(rows, list) or not isinstance(links, dict):
                 raise UnexpectedReply(f"GET {path}: no listing of files")
             total = max(total, _total(document))
-            found.update((str(row["id"]), row) for row in rows if isinstance(row, dict) and row.get("id"))
+            found.update((_identifier(row), row) for row in rows)
             url = links.get("next")
         raise UnexpectedReply(f"GET {path}: the listing does not end")
 
@@ -140,6 +140,12 @@ class OsfArchive:
 def _node(title: str, node: str) -> Entry:
     """A project or component as a directory. Its key has no slash, that of a folder in it has one."""
     return Entry(title, node, True, id=node, listing=f"node {node}")
+
+
+def _identifier(row: Any) -> str:
+    if not isinstance(row, dict) or not row.get("id"):
+        raise UnexpectedReply("listing of OSF: a row without id")
+    return str(row["id"])
 
 
 def _total(document: Mapping[str, Any]) -> int:
