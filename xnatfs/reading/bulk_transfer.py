@@ -1,6 +1,7 @@
 """One bulk stream being consumed: its members are checked, kept as blocks, and handed to the readers who wait for them.
 
-Knows nothing of how a walk is noticed. ``run`` belongs to one thread; everything else may be called from any.
+Knows nothing of how a walk is noticed. ``run`` belongs to one thread, which has a second keep what arrives;
+everything else may be called from any.
 
 A member counts for nothing until all of it is here and right: length, the container's CRC, the archive's digest where
 there is one. Whatever is wrong with a member or with the stream, its readers fetch the file by itself.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +39,9 @@ MOST_AHEAD = 64 * MIB
 
 LITTLE = 4 * MIB
 """Bytes: a rest smaller than this is fetched rather than thrown away."""
+
+KEEP_AHEAD = 4
+"""Members that may wait for their MD5: a burst should not stop the socket, and each may have 8 MiB."""
 
 PATIENCE_S = 1.0
 """Seconds a reader waits at least for a member that is to come. Programs read folders in any order (``cp`` sorts by
@@ -107,6 +112,7 @@ class BulkTransfer:
         self._stopping = False  # guarded by _cond
         self._ended = False  # guarded by _cond
         self._stream: BulkStream | None = None  # guarded by _cond
+        self._arrived: queue.Queue[tuple[Entry, str, memoryview | None] | None] = queue.Queue(KEEP_AHEAD)
         self.kept = 0
         self.moved = 0
 
@@ -230,14 +236,25 @@ class BulkTransfer:
             stopping = self._stopping
         if stopping:
             stream.close()
-        left = sum(entry.size or 0 for entry in files)
+        keeper = threading.Thread(target=self._keep_arrived, name="xnatfs-bulk-keep", daemon=True)
+        keeper.start()
+        try:
+            complete = self._receive(stream, sum(entry.size or 0 for entry in files))
+        finally:
+            self._arrived.put(None)
+            keeper.join()
+        log.info("%s: bulk stream %s: %d members kept", what, "complete" if complete else "let go", self.kept)
+        return complete
+
+    def _receive(self, stream: BulkStream, left: int) -> bool:
         while self._may_run(left - self.moved):
             found = stream.next()
             if found is None:
-                log.info("%s: bulk stream complete: %d members kept", what, self.kept)
                 return True
-            self._take(*found)
-        log.info("%s: bulk stream let go: %d members kept", what, self.kept)
+            entry, member = found
+            data = self._read(entry, member) if (entry.size or 0) <= LARGEST else None
+            self.moved += entry.size or 0
+            self._arrived.put((entry, member.validator, data))
         return False
 
     def _may_run(self, left: int) -> bool:
@@ -256,44 +273,46 @@ class BulkTransfer:
                 self._cond.wait(max(self._config.idle_s - idle_s, 0.05))
             return False
 
-    def _take(self, entry: Entry, member: BulkMember) -> None:
-        """One member: kept and handed out if it is wanted and right; otherwise its readers are told to go on."""
-        assert entry.size is not None
-        kept = False
-        if entry.size <= LARGEST:
-            data = self._read(entry, member)
-            kept = data is not None and self._keep(entry, member.validator, data)
-        self.moved += entry.size
-        self.kept += kept
-        self._stats.bulk_members += kept
-        with self._cond:
-            if self._to_come is not None:
-                self._to_come.discard(entry.key)
-            tickets = self._tickets.pop(entry.key, ())
-        for ticket in tickets:
-            ticket.came = kept
-            ticket.done.set()
+    def _keep_arrived(self) -> None:
+        """A thread beside the one that reads the stream: an MD5 takes as long as the network does."""
+        while (arrived := self._arrived.get()) is not None:
+            entry, validator, data = arrived
+            kept = False
+            try:
+                kept = data is not None and self._is_listed(entry, data) and self._keep(entry, validator, data)
+            except Exception:
+                log.exception("%s: a member was not kept", entry.key)
+            self.kept += kept
+            self._stats.bulk_members += kept
+            with self._cond:
+                if self._to_come is not None:
+                    self._to_come.discard(entry.key)
+                tickets = self._tickets.pop(entry.key, ())
+            for ticket in tickets:
+                ticket.came = kept
+                ticket.done.set()
 
-    def _read(self, entry: Entry, member: BulkMember) -> bytes | None:
-        """All of a member, or None when it is not what the listing says. An error of the stream is final."""
+    def _read(self, entry: Entry, member: BulkMember) -> memoryview | None:
+        """All of a member, or None when its length is not the listing's. An error of the stream is final."""
         size = entry.size or 0
-        buffer = bytearray(size + 1)  # one more: a member that is longer shows
-        view = memoryview(buffer)
+        view = memoryview(bytearray(size))
         filled = 0
-        while filled < len(buffer):
-            count = member.readinto(view[filled:])
-            if not count:
-                break
+        while count := member.readinto(view[filled:] if filled < size else memoryview(bytearray(1))):
             filled += count
+            if filled > size:
+                break
             self._note_progress(count, entry.key)
-        data = bytes(view[:size])
         if filled != size:
             log.info("%s: another length in a bulk stream than the %d bytes listed", entry.key, size)
             return None
-        if entry.digest and hashlib.md5(data, usedforsecurity=False).hexdigest() != entry.digest:
-            log.info("%s: the MD5 of a bulk stream's member differs from the archive's catalog", entry.key)
-            return None
-        return data
+        return view.toreadonly()
+
+    def _is_listed(self, entry: Entry, data: memoryview) -> bool:
+        """Whether these are the bytes that the archive's catalog speaks of."""
+        if not entry.digest or hashlib.md5(data, usedforsecurity=False).hexdigest() == entry.digest:
+            return True
+        log.info("%s: the MD5 of a bulk stream's member differs from the archive's catalog", entry.key)
+        return False
 
     def _note_progress(self, count: int, what: str) -> None:
         self._progress += count
@@ -303,7 +322,7 @@ class BulkTransfer:
         elif now - self._progress_at > self._config.timeout_s:
             raise TimedOut(f"{what}: under {PROGRESS} bytes in {self._config.timeout_s:g} s")
 
-    def _keep(self, entry: Entry, validator: str, data: bytes) -> bool:
+    def _keep(self, entry: Entry, validator: str, data: memoryview) -> bool:
         """Put a member's blocks into the cache and give them to readers. False when it is another version than known.
 
         In this order: blocks, the note that makes them count, and then the flight, so that whoever finds the one has
