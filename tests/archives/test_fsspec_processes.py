@@ -1,4 +1,4 @@
-"""xnat:// URLs against a server: who logs in, how often, and what reaches other processes. Each program runs by itself."""
+"""xnat:// URLs against a server: who logs in, how often, what reaches other processes. Programs run by themselves."""
 
 from __future__ import annotations
 

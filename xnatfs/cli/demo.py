@@ -14,41 +14,30 @@ import re
 import select
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
-from xnatfs.cli import daemon
 from xnatfs.cli.main import INTERRUPTED, report_error
-from xnatfs.cli.mount import serve
 from xnatfs.cli.options import MESSAGES, OptionsCommand, Settings, load_settings, parse_source, with_options
+from xnatfs.cli.owned import Mount, Stopped, ignore_signals, mount_directory, mounted, signals_raise
 from xnatfs.config import MIB, Config, Credentials
 from xnatfs.errors import CorruptContent, Unavailable, XnatfsError
-from xnatfs.frontends import mountpoint as mountpoints
 
 USER = PASSWORD = "demo"  # noqa: S105 (the sample server's account; it serves samples, on loopback only)
 NEEDED = ("aiohttp", "nibabel", "numpy", "pydicom")  # the extra `demo`
 
 START_TIMEOUT_S = 60.0  # guesses: a loaded two-core machine needs about 3 s for each
 STOP_TIMEOUT_S = 20.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 CHECKED_SIZE = 8 * MIB  # --check reads the largest image file of at most this many bytes
-
-
-class _Stopped(BaseException):
-    """A signal asked for the end. Not an Exception: nothing in between may take it for a failure."""
 
 
 @click.command(cls=OptionsCommand)
@@ -63,13 +52,13 @@ def demo(mountpoint: Path | None, check: bool, port: int, settings: Settings) ->
     Ctrl-C. Leaves no mount, process or file behind.
     """
     require_extra()
-    with _signals_raise(), contextlib.ExitStack() as stack:
+    with signals_raise(), contextlib.ExitStack() as stack:
         try:
             return _run(stack, mountpoint, check, port, settings)
-        except _Stopped:
+        except Stopped:
             return INTERRUPTED if check else 0
         finally:
-            _ignore_signals()  # nothing may stop the taking down, which is what leaving the stack does
+            ignore_signals()  # nothing may stop the taking down, which is what leaving the stack does
 
 
 def _run(stack: contextlib.ExitStack, mountpoint: Path | None, check: bool, port: int, settings: Settings) -> int:
@@ -77,7 +66,7 @@ def _run(stack: contextlib.ExitStack, mountpoint: Path | None, check: bool, port
     place = stack.enter_context(mount_directory(mountpoint))
     server = stack.enter_context(demo_server(port, room))
     config = demo_config(server.url, room / "cache", settings)
-    mount = stack.enter_context(mounted(config, place, room / "mount.log"))
+    mount = stack.enter_context(mounted(config, place, room / "mount.log", START_TIMEOUT_S))
     files = read_truth(server.url)
     if check:
         return check_mount(place, files)
@@ -86,7 +75,7 @@ def _run(stack: contextlib.ExitStack, mountpoint: Path | None, check: bool, port
 
 
 def wait_for_the_end(server: Server, mount: Mount, place: Path) -> int:
-    """Until the mount or the server is gone; a signal ends it earlier by ``_Stopped``."""
+    """Until the mount or the server is gone; a signal ends it earlier by ``Stopped``."""
     ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     if ended is not None and ended.si_pid == server.process.pid:
         report_error(f"demo: the server ended: {last_words(server.log)}")
@@ -117,30 +106,6 @@ def demo_config(url: str, cache: Path, settings: Settings) -> Config:
     return dataclasses.replace(config, http=dataclasses.replace(config.http, session_dir=None))
 
 
-# --- signals ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """The first of ``STOP_SIGNALS`` raises ``_Stopped`` in the main thread; later ones count for nothing."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        _ignore_signals()
-        raise _Stopped
-
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ignore_signals() -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 # --- directories ------------------------------------------------------------------------------------------------------
 
 
@@ -154,98 +119,11 @@ def temporary_room() -> Iterator[Path]:
         shutil.rmtree(room, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def mount_directory(wanted: Path | None) -> Iterator[Path]:
-    """An absolute path to mount at; made, and taken away at the end, unless it was there before.
-
-    Taken away by rmdir, which never reaches into a mount that would not go.
-    """
-    if wanted is None:
-        place, made = Path(tempfile.mkdtemp(prefix="xnatfs-")).resolve(), True
-    else:
-        place = wanted.absolute()
-        made = not place.exists()
-        if made:
-            place.mkdir(mode=0o700, parents=True)
-    try:
-        yield place
-    finally:
-        if made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
-
-
-def last_words(log: Path) -> str:
+def last_words(log: Path | None) -> str:
     """The last line a process of ours wrote."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+    known = log is not None and log.exists()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log and known else []
     return lines[-1] if lines else "it did not say why"
-
-
-# --- the mount --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(slots=True)
-class Mount:
-    """The process that answers for a mount point; a child of ours, whose end is seen like the server's."""
-
-    pid: int
-    mountpoint: Path
-    log: Path
-    exit_code: int | None = None
-
-    def wait(self) -> int:
-        if self.exit_code is None:
-            self.exit_code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.exit_code
-
-    def stop(self) -> None:
-        """Unmount, by force if need be."""
-        deadline_s = time.monotonic() + STOP_TIMEOUT_S
-        if self.exit_code is None:
-            os.kill(self.pid, signal.SIGTERM)
-        while self.exit_code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.exit_code = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline_s:
-                os.kill(self.pid, signal.SIGKILL)
-                self.wait()
-            else:
-                time.sleep(0.02)
-        if mountpoints.find_mount(mountpoints.resolve(self.mountpoint)) is not None:
-            mountpoints.detach(self.mountpoint)
-
-
-@contextlib.contextmanager
-def mounted(config: Config, place: Path, log: Path) -> Iterator[Mount]:
-    """``config``'s archive at ``place``, answering; unmounted at the end. The process is that of ``xnatfs mount``."""
-    path = mountpoints.prepare(place, allow_other=False)
-    reading, writing = os.pipe()
-
-    def serve_as_child(ready: Callable[[], None]) -> None:
-        _belong_to_the_demo()
-        os.write(writing, b"%d" % os.getpid())
-        serve(config, path, ready)
-
-    try:
-        daemon.start(serve_as_child, log, START_TIMEOUT_S)
-        mount = Mount(int(os.read(reading, 32)), path, log)
-    finally:
-        os.close(reading)
-        os.close(writing)
-    try:
-        yield mount
-    finally:
-        mount.stop()
-
-
-def _belong_to_the_demo() -> None:
-    """In the child: signals mean what they usually do, and the kernel sends one when the demo is killed."""
-    import ctypes
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 # --- the server -------------------------------------------------------------------------------------------------------

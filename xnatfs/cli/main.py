@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("xnatfs.cli.demo", "demo", "Mount a sample archive, served on this machine."),
     "mount": ("xnatfs.cli.mount", "mount", "Mount an archive as a read-only folder."),
     "umount": ("xnatfs.cli.mount", "umount", "Unmount it."),
+    "run": ("xnatfs.cli.run", "run", "Run a command with an archive mounted, and unmount it."),
     "ls": ("xnatfs.cli.inspect", "ls", "List directories of an archive, without mounting it."),
     "stat": ("xnatfs.cli.inspect", "stat", "Show what is known of files and directories."),
     "cat": ("xnatfs.cli.inspect", "cat", "Write files of an archive to standard output."),
