@@ -90,7 +90,8 @@ def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
     vfs = open_vfs(config, stats)
     messages.listen()
     try:
-        vfs.listdir("/")  # a wrong address or password is met here, before there is a mount
+        # A wrong address or password is met here, before there is a mount.
+        without_stop_signals(lambda: vfs.listdir("/"))
         fuse.mount(vfs, target, config.mount, fsname=fsname, ready=publish)
     finally:
         for socket in control:
@@ -98,6 +99,36 @@ def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
         vfs.close()
         messages.close()
         record.remove()
+
+
+def without_stop_signals(task: Callable[[], object]) -> None:
+    """Run ``task`` in a thread that takes no stop signal, and wait, so that no thread which it starts takes one either.
+
+    A thread that did would swallow the signal that is to end the mount: the kernel gives it to any thread that lets it
+    through, and only one of ours, started by ``fuse.mount``, knows what to do. Here, meanwhile, signals work as ever.
+    """
+    import signal
+    import threading
+
+    from xnatfs.frontends.fuse import STOP_SIGNALS
+
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            task()
+        except BaseException as exc:  # noqa: BLE001  # raised again below
+            failures.append(exc)
+
+    thread = threading.Thread(target=run, name="xnatfs-first", daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    thread.join()
+    for failure in failures:
+        raise failure
 
 
 def unmount(mountpoint: Path) -> int:
