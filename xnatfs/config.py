@@ -58,6 +58,7 @@ class ReadConfig:
     idle_s: float = 5.0  # a transfer that nobody has wanted for this long is let go
     timeout_s: float = 60.0  # the longest a reader waits for one block without any progress
     max_transfers: int = 7  # one connection stays free for listings
+    brief_transfers: int = 1  # of files of one block, beside those: a listing waits for them a moment only
     bulk: bool = True  # a walk through a folder of small files is served by one bulk stream
     max_bulk: int = 10 * GIB  # bytes of a folder up to which; about half of what the cache may take
 

@@ -334,6 +334,7 @@ class Settings:
                 max_window=window,
                 timeout_s=self.timeout,
                 max_transfers=max(1, self.connections - 1),
+                brief_transfers=min(1, self.connections - 1),
                 bulk=not self.no_bulk,
                 max_bulk=self.cache_size // 2,
             ),

@@ -84,6 +84,8 @@ class BulkTransfer:
         moved: Bytes of members that have passed, kept or not.
     """
 
+    brief = False
+
     def __init__(
         self,
         archive: Archive,

@@ -67,7 +67,7 @@ class BlockReader:
         self._config = config
         self._block_size = block_size
         self._buffers = buffers or BufferPool(block_size, config.max_window // block_size)
-        self._slots = TransferSlots(config.max_transfers, config.timeout_s)
+        self._slots = TransferSlots(config.max_transfers, config.timeout_s, config.brief_transfers)
         self._stats = stats or Stats()
         self._stats.gauges["transfers"] = lambda: self._slots.count
         self._lock = threading.Lock()
@@ -314,10 +314,15 @@ class BlockReader:
 
 
 class TransferSlots:
-    """At most so many transfers at once; a paused one that nobody waits for makes room for one that is wanted."""
+    """At most so many transfers at once; a paused one that nobody waits for makes room for one that is wanted.
 
-    def __init__(self, limit: int, timeout_s: float) -> None:
+    Args:
+        brief: Further ones that may go beside those when they are brief: over after an answer and a block at most.
+    """
+
+    def __init__(self, limit: int, timeout_s: float, brief: int = 0) -> None:
         self._limit = limit
+        self._brief = brief
         self._timeout_s = timeout_s
         self._cond = threading.Condition(threading.Lock())
         self._active: list[Transfer | BulkTransfer] = []  # guarded by _cond
@@ -335,11 +340,12 @@ class TransferSlots:
             Unavailable: none came free in time, or the reader is closing.
         """
         deadline = time.monotonic() + self._timeout_s
+        limit = self._limit + (self._brief if transfer.brief else 0)
         while True:
             with self._cond:
                 if self._closed:
                     raise Unavailable("the file system is being unmounted")
-                if len(self._active) < self._limit:
+                if len(self._active) < limit:
                     self._active.append(transfer)
                     return
                 idle = [(since, other) for other in self._active if (since := other.idle_since()) is not None]
@@ -348,7 +354,7 @@ class TransferSlots:
             if idle:
                 min(idle, key=lambda pair: pair[0])[1].stop()
             with self._cond:
-                if len(self._active) >= self._limit:
+                if len(self._active) >= limit:
                     self._cond.wait(0.05)  # also a look again for one that has become idle
 
     def answered(self, ranged: bool) -> None:
@@ -357,7 +363,7 @@ class TransferSlots:
     def release(self, transfer: Transfer | BulkTransfer) -> None:
         with self._cond:
             self._active.remove(transfer)
-            self._cond.notify_all()
+            self._cond.notify()  # not all: of sixteen that wait, one can go on
 
     def close(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s

@@ -53,6 +53,7 @@ class Transfer:
         error: Why it ended early, for those who waited for it.
         opened: True once the server's answer was accepted.
         moved: Bytes that have passed.
+        brief: Whether the whole file is a block at most, whatever the server makes of a range.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Transfer:
         self._progress_at = 0.0
         self._stopping = False
         self._has_slot = False
+        self.brief = flight.size <= buffers.size
         self.start = 0
         self.asked_stop = 0
         self.position = 0
