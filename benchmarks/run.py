@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ import small_files  # noqa: E402
 from machine import machine, versions  # noqa: E402
 from measure import EXPECTED_FAULTS, Row, reason  # noqa: E402
 from report import as_json, headlines, markdown, table, write_block  # noqa: E402
-from tasks import TASKS, Bench  # noqa: E402
+from tasks import TASKS, Bench, Task  # noqa: E402
 
 from tests.helpers.server import DemoServer  # noqa: E402
 
@@ -35,6 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is mounted and started is taken away
     if options.write_docs is not None:
         _write_docs(json.loads(options.write_docs.read_text()) if options.write_docs else _newest_whole())
         return 0
@@ -43,7 +45,8 @@ def main() -> int:
         print(f"nothing measures {options.only}; there are {sorted({n for numbers, _ in TASKS for n in numbers})}")
         return 2
     with tempfile.TemporaryDirectory(prefix="xnatfs-bench-") as room, DemoServer(sample="full") as server:
-        bench = Bench(server, Path(room), options.rounds or (2 if options.quick else 5), options.quick)
+        rounds = options.rounds or (2 if options.quick else 5)
+        bench = Bench(server, Path(room), rounds, options.quick, options.patience or (10 if options.quick else 60))
         if options.plots or options.publish:
             scaling.draw(bench, ROOT / "docs", RESULTS)
         if options.plots:
@@ -54,13 +57,17 @@ def main() -> int:
             "rounds": f"{bench.rounds} ({bench.few} of what takes long, 1 of the slow peers)",
             "sizes": "quick: smaller than those of the goals" if options.quick else SIZES,
         }
-        rows = _measure(bench, chosen)
-    if options.only:
-        rows = [row for row in rows if row.number in options.only]
-    rows.sort(key=lambda row: row.number)
+        path = options.json or RESULTS / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows: list[Row] = []
+        for numbers, task in chosen:
+            measured = _measure(bench, numbers, task)
+            rows += [row for row in measured if not options.only or row.number in options.only]
+            rows.sort(key=lambda row: row.number)
+            path.write_text(as_json(rows, facts))  # each time: a run that is ended early leaves what it has
     print(table(rows))
     print("; ".join(f"{name} {value}" for name, value in facts.items()))
-    path = _write(options.json, as_json(rows, facts))
+    print(f"samples: {path}")
     if options.publish:
         _write_docs(json.loads(path.read_text()))
     missed = sorted({row.number for row in rows if row.met is False})
@@ -68,22 +75,19 @@ def main() -> int:
     return int(options.strict and bool(missed))
 
 
-def _measure(bench: Bench, chosen: list[Any]) -> list[Row]:
-    rows: list[Row] = []
-    for numbers, task in chosen:
-        print(f"measuring {', '.join(map(str, numbers))}: {(task.__doc__ or '').splitlines()[0]}", file=sys.stderr)
-        bench.reset()
-        start = time.monotonic()
-        try:
-            rows += task(bench)
-        except EXPECTED_FAULTS as exc:  # ours failed, not a peer: said, counted as missed, and the others go on
-            traceback.print_exception(exc)
-            rows += [
-                Row(number, "could not be measured", "xnatfs", "", [], met=False, note=reason(exc))
-                for number in numbers
-            ]
+def _measure(bench: Bench, numbers: tuple[int, ...], task: Task) -> list[Row]:
+    print(f"measuring {', '.join(map(str, numbers))}: {(task.__doc__ or '').splitlines()[0]}", file=sys.stderr)
+    bench.reset()
+    start = time.monotonic()
+    try:
+        return task(bench)
+    except EXPECTED_FAULTS as exc:  # ours failed, not a peer: said, counted as missed, and the others go on
+        traceback.print_exception(exc)
+        return [
+            Row(number, "could not be measured", "xnatfs", "", [], met=False, note=reason(exc)) for number in numbers
+        ]
+    finally:
         print(f"  {time.monotonic() - start:.0f} s", file=sys.stderr)
-    return rows
 
 
 def _newest_whole() -> dict[str, Any]:
@@ -105,6 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, two rounds: does it work at all?")
     parser.add_argument("--only", type=int, action="append", metavar="N", help="only this number; repeatable")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often (default 5)")
+    parser.add_argument("--patience", type=float, metavar="S", help="when a slow peer is stopped (default 60 s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the samples go (default benchmarks/results/)")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--plots", action="store_true", help="measure scaling in place of the numbers, draw docs/*.svg")
@@ -118,16 +123,6 @@ def _options() -> argparse.Namespace:
         help="measure nothing: put the newest results (or FILE) into docs/performance.md and README",
     )
     return parser.parse_args()
-
-
-def _write(path: Path | None, text: str) -> Path:
-    if path is None:
-        stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        path = RESULTS / f"{stamp}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    print(f"samples: {path}")
-    return path
 
 
 if __name__ == "__main__":

@@ -34,10 +34,7 @@ class Bench:
     room: Path
     rounds: int
     quick: bool
-
-    @property
-    def patience_s(self) -> float:
-        return 10.0 if self.quick else 60.0
+    patience_s: float
 
     @property
     def few(self) -> int:
