@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from tests.helpers.moto_server import MotoServer, moto_server
 from tests.helpers.object_server import ObjectServer, Thing
 from tests.helpers.server import DemoServer
 from tests.helpers.trees import run_together
@@ -41,6 +42,7 @@ ARCHIVES = [
     "xnat-ranged",
     "s3",
     "s3-in-pages",
+    "s3-moto",
     "web",
     "fsspec-memory",
     "fsspec-file",
@@ -135,6 +137,21 @@ def s3_case(server: ObjectServer, url: str) -> Case:
     return Case(archive, "P", KNOWN, "S/scans/1/a.dcm", lambda: len(server.asked), gone)
 
 
+@pytest.fixture(scope="module")
+def moto() -> Iterator[MotoServer]:
+    with moto_server() as server:
+        server.fill("bucket", {f"P/{path}": data for path, data in OBJECTS.items()})
+        yield server
+
+
+def moto_case(server: MotoServer) -> Case:
+    stats = Stats()
+    url = f"s3://bucket?endpoint={server.url}"
+    archive = S3Archive(url, Credentials(), HttpConfig(), TreeConfig(), "tests/1", stats)
+    gone = Entry("gone", "P/gone/", True, listing="/P/gone/")
+    return Case(archive, "P", KNOWN, "S/scans/1/a.dcm", lambda: stats.requests, gone)
+
+
 def fsspec_case(kind: str, folder: Path) -> Case:
     url = f"memory://{folder.name}-{id(folder)}/top" if kind == "fsspec-memory" else f"file://{folder}"
     fs, path = fsspec.core.url_to_fs(url)
@@ -176,6 +193,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         case = memory_case(
             ranged=kind != "memory-whole-files", one_listing=kind == "memory-one-listing", bulk=kind == "memory-bulk"
         )
+    elif kind == "s3-moto":
+        case = moto_case(request.getfixturevalue("moto"))
     elif kind.startswith("s3"):
         objects: ObjectServer = request.getfixturevalue("objects")
         objects.reset()
