@@ -363,12 +363,16 @@ class TransferSlots:
     def release(self, transfer: Transfer | BulkTransfer) -> None:
         with self._cond:
             self._active.remove(transfer)
-            self._cond.notify()  # not all: of sixteen that wait, one can go on
+            if self._closed:
+                self._cond.notify_all()
+            else:
+                self._cond.notify()  # not all: of sixteen that wait, one can go on
 
     def close(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
         with self._cond:
             self._closed = True
+            self._cond.notify_all()
             active = list(self._active)
         for transfer in active:
             transfer.stop()
