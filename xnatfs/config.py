@@ -49,7 +49,7 @@ class ListingConfig:
     ttl_s: float = 300.0
     memory_entries: int = 200_000  # parsed entries kept; about 0.5 KB each
     offline: bool = False  # nothing is asked: what is stored is served, whatever its age
-    ahead: int = 3  # listings that a crawl may have under way; 0: none
+    ahead: int = 2  # fetches that a crawl may have under way; 0: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,3 +126,33 @@ def test_a_reader_that_goes_away_does_not_keep_the_server_busy(server: DemoServe
         while server.log()["in_flight"] and time.monotonic() < deadline:
             time.sleep(0.02)
         assert server.log()["in_flight"] == 0
+
+
+@pytest.fixture
+def full_server() -> Iterator[DemoServer]:
+    with DemoServer(sample="full", latency="20ms") as server:
+        yield server
+
+
+def test_a_crawl_of_a_project_asks_for_nothing_twice(full_server: DemoServer, tmp_path: Path) -> None:
+    """`find` over 100 sessions with 100,000 files: at most 3 requests, and 3 for each session."""
+    server = full_server
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        done = subprocess.run(["find", str(mount.path / "CRAWL"), "-name", "*.dcm"], capture_output=True, check=True)
+        assert done.stdout.count(b"\n") == 100_000
+        asked = [(record["path"], record["query"]) for record in server.requests()]
+        assert len(asked) == len(set(asked))
+        assert len(asked) <= 3 + 3 * 100
+        server.clear_log()
+        subprocess.run(["find", str(mount.path / "CRAWL")], capture_output=True, check=True)
+        assert server.requests() == []
+
+
+def test_listing_one_session_fetches_no_other(full_server: DemoServer, tmp_path: Path) -> None:
+    server = full_server
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        subprocess.run(
+            ["ls", "-lR", str(mount.path / "CRAWL/CRAWL_0007/CRAWL_0007_MR")], check=True, capture_output=True
+        )
+        experiments = {r["path"].split("/")[3] for r in server.requests() if r["path"].startswith("/data/experiments/")}
+    assert experiments == {"XNAT_E20007"}

@@ -29,6 +29,7 @@ class KeptDocuments:
         self.id = archive.id
         self.root = archive.root
         self.children = archive.children
+        self.children_of_several = getattr(archive, "children_of_several", None)
         self.stat = archive.stat
         self.open_bulk = archive.open_bulk
         self.close = archive.close

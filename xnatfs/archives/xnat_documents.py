@@ -97,7 +97,12 @@ def table_csv(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> byte
 
 def row_json(row: Mapping[str, object]) -> bytes:
     """One listing row as the server sent it."""
-    return (json.dumps(row, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode("utf-8", "surrogatepass")
+    # As dumps(indent=1, sort_keys=True) would, which takes 200 us for it: a crawl makes thousands of these.
+    lines = ",\n".join(f" {_text(name)}: {_text(value)}" for name, value in sorted(row.items()))
+    return f"{{\n{lines}\n}}\n".encode("utf-8", "surrogatepass")
+
+
+_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class DocumentStore:

@@ -11,7 +11,7 @@ import importlib
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,29 +95,36 @@ class AttributePacker:
         if getattr(layout, "st_ino", None) is None or layout.st_ino.size != 8:
             raise FuseError("mount: struct stat of this machine is not known", "xnatfs mounts on 64-bit Linux")
         self.size = ctypes.sizeof(layout)
-        self._ino, self._bytes, self._blocks = (
-            getattr(layout, name).offset for name in ("st_ino", "st_size", "st_blocks")
-        )
-        self._times = [getattr(layout, f"st_{letter}timespec").offset for letter in "amc"]
         # Writable by the mode alone: the mount is read-only anyway, and `cp -r` makes copies one can edit and remove.
         # One link, also for directories: "unknown", or find would take two for "no directory in here".
-        self._file = _template(layout, stat.S_IFREG | 0o666 & ~umask, uid, gid)
-        self._directory = _template(layout, stat.S_IFDIR | 0o777 & ~umask, uid, gid)
+        file = _template(layout, stat.S_IFREG | 0o666 & ~umask, uid, gid)
+        directory = _template(layout, stat.S_IFDIR | 0o777 & ~umask, uid, gid)
+        self._pack, gaps = _layout(layout, self.size)
+        self._file = [file[start:stop] for start, stop in gaps]
+        self._directory = [directory[start:stop] for start, stop in gaps]
 
     def pack(self, ino: int, is_dir: bool, size: int, mtime_ns: int) -> bytes:
-        made = bytearray(self._directory if is_dir else self._file)
-        _put_unsigned(made, self._ino, ino)
-        _put_signed(made, self._bytes, size)
-        _put_signed(made, self._blocks, (size + 511) // 512)
-        seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
-        for offset in self._times:
-            _put_time(made, offset, seconds, nanoseconds)
-        return bytes(made)
+        a, b, c, d, e, f, g = self._directory if is_dir else self._file
+        s, ns = divmod(mtime_ns, 1_000_000_000)
+        return self._pack(a, ino, b, size, c, (size + 511) // 512, d, s, ns, e, s, ns, f, s, ns, g)
 
 
-_put_unsigned = struct.Struct("=Q").pack_into
-_put_signed = struct.Struct("=q").pack_into
-_put_time = struct.Struct("=qq").pack_into
+def _layout(layout: Any, size: int) -> tuple[Callable[..., bytes], list[tuple[int, int]]]:
+    """What packs a whole ``struct stat`` in one call (0.4 us; piece by piece it takes 1.5), and where the bytes that
+    stay the same lie: before, between and after the fields."""
+    fields = [("st_ino", "Q", 8), ("st_size", "q", 8), ("st_blocks", "q", 8)]
+    fields += [(f"st_{letter}timespec", "qq", 16) for letter in "amc"]
+    form, at = "=", 0
+    gaps: list[tuple[int, int]] = []
+    for name, code, width in fields:
+        start = getattr(layout, name).offset
+        if start < at:
+            raise FuseError("mount: struct stat of this machine is not known", "xnatfs mounts on 64-bit Linux")
+        gaps.append((at, start))
+        form += f"{start - at}s{code}"
+        at = start + width
+    gaps.append((at, size))
+    return struct.Struct(f"{form}{size - at}s").pack, gaps
 
 
 def _template(layout: Any, mode: int, uid: int, gid: int) -> bytes:

@@ -17,8 +17,9 @@ import threading
 import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from xnatfs.archives.base import Archive
@@ -232,6 +233,8 @@ class ListingCache:
         epoch: Seconds since the epoch: tells the age of what is stored.
 
     Attributes:
+        ahead: How many fetches ahead of a crawl there may be at once.
+        room: How many entries these may bring.
         generation: Grows whenever something served before no longer holds: a listing changed, was doubted, or went.
     """
 
@@ -245,6 +248,8 @@ class ListingCache:
         epoch: Callable[[], float] = time.time,
     ) -> None:
         self.generation = 0  # grows under _lock, read without
+        self.room = config.memory_entries // 8
+        self.ahead = 0 if config.offline else config.ahead
         self.clock = clock
         self._epoch = epoch
         self._archive = archive
@@ -348,12 +353,45 @@ class ListingCache:
             held = self._held.get(listing_id)
         return None if held is None else held.listing
 
-    def fetch(self, directory: Entry) -> None:
-        """Have the listing of a directory at hand, if it is not, before somebody wants it. A failure is not raised."""
-        with contextlib.suppress(ArchiveError):
-            held, flight, leads = self._join(directory)
-            if held is None and flight is not None and leads:
-                self._lead(directory, flight)
+    def fetch(self, directories: Sequence[Entry]) -> None:
+        """Have listings at hand, as far as they are not, before somebody wants them. Raises nothing."""
+        missing: list[tuple[Entry, _Flight[_Held]]] = []
+        for directory in directories:
+            with contextlib.suppress(ArchiveError):
+                _, flight, leads = self._join(directory)
+                if flight is not None and leads and not self._fly_if_stored(directory, flight):
+                    missing.append((directory, flight))
+        asked_at_s = self._epoch()
+        answers: Mapping[str, Listing] = {}
+        try:
+            answers = self._ask_together([directory for directory, _ in missing])
+        finally:  # whatever happens, nobody is left waiting
+            for directory, flight in missing:
+                answer = answers.get(directory.listing)
+                with contextlib.suppress(ArchiveError):  # whoever wants it asks again, and has an error of its own
+                    self._fly(directory, flight, partial(self._renew, directory, flight, answer, asked_at_s))
+
+    def _fly_if_stored(self, directory: Entry, flight: _Flight[_Held]) -> bool:
+        try:
+            old, fresh = self._old(directory)
+        except BaseException:
+            self._fly(directory, flight, self._interrupted)
+            raise
+        if old is not None and fresh:
+            self._fly(directory, flight, lambda: old)
+        return fresh
+
+    def _ask_together(self, directories: Sequence[Entry]) -> Mapping[str, Listing]:
+        """What the archive says of several in fewer requests; those that are missing are to be asked for one by one."""
+        together = getattr(self._archive, "children_of_several", None)
+        if together is None or len(directories) < 2:
+            return {}
+        try:
+            answers: Mapping[str, Listing] = together(directories)
+        except ArchiveError as error:
+            log.debug("listings ahead: %s", error)
+            return {}
+        return answers
 
     def close(self) -> None:
         """Wait until what was listed is stored."""
@@ -406,7 +444,7 @@ class ListingCache:
             self._fly(directory, flight, self._interrupted)
             raise
         if old is not None and fresh:
-            return self._fly(directory, flight, lambda: self._served(old))
+            return self._fly(directory, flight, lambda: old)
         if old is None:
             return self._fly(directory, flight, lambda: self._renew(directory, flight))
         # What is left of this outlives the call when the archive is slow.
@@ -461,14 +499,17 @@ class ListingCache:
             self._put(held)
         return held
 
-    def _served(self, held: _Held) -> _Held:
-        return held
+    def _renew(
+        self, directory: Entry, flight: _Flight[_Held], answer: Listing | None = None, answer_of_s: float = 0.0
+    ) -> _Held:
+        """Ask, and make the answer current unless the flight was overtaken by ``invalidate``.
 
-    def _renew(self, directory: Entry, flight: _Flight[_Held]) -> _Held:
-        """Ask, and make the answer current unless the flight was overtaken by ``invalidate``."""
-        asked_at_s = self._epoch()
+        Args:
+            answer: What the archive has said already, to a question of ``answer_of_s``.
+        """
+        asked_at_s = self._epoch() if answer is None else answer_of_s
         try:
-            listing = self._ask(directory)
+            listing = self._checked(directory, self._archive.children(directory) if answer is None else answer)
         except ArchiveError as error:
             return self._not_renewed(directory, error)
         with self._lock:
@@ -535,8 +576,8 @@ class ListingCache:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, directory: Entry) -> Listing:
-        listing = self._archive.children(directory)
+    @staticmethod
+    def _checked(directory: Entry, listing: Listing) -> Listing:
         if listing.id != directory.listing:
             raise UnexpectedReply(f"listing of {directory.key or '/'}: the answer is listing {listing.id}")
         if directory.key not in listing.children:

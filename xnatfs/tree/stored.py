@@ -25,8 +25,10 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
+from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
@@ -35,7 +37,7 @@ from xnatfs.private import private_directory
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"xnatfsL1"
+MAGIC = b"xnatfsL2"
 LEVEL = 1  # of zlib: 12 times smaller at 5 times the speed of level 6, which gives 15 times (1,000 files of a session)
 DISK_UNIT = 4096  # a file takes whole ones
 HEADROOM = 0.9  # of the limit is what is left once room was made
@@ -254,7 +256,7 @@ def _on_disk(size: int) -> int:
 
 
 def _encoded(listing: Listing, asked_at_s: float, tag: str) -> bytes:
-    children = {key: list(map(_row, entries)) for key, entries in listing.children.items()}
+    children = {key: _columns(entries) for key, entries in listing.children.items()}
     text = json.dumps([tag, listing.id, children], separators=(",", ":"))
     entries = zlib.compress(text.encode("ascii"), LEVEL)
     documents = zlib.compress(_documents_joined(listing.documents), LEVEL)
@@ -285,15 +287,25 @@ def _decoded(data: bytes, tag: str) -> Listing:
     found, listing_id, children = json.loads(data)
     if found != tag:
         raise ValueError("it belongs elsewhere")
-    return Listing(listing_id, {key: tuple(map(_entry, rows)) for key, rows in children.items()})
+    return Listing(listing_id, {key: _entries(*columns) for key, columns in children.items()})
 
 
-def _entry(row: list[object]) -> Entry:
-    if row[_ALIASES]:
-        row[_ALIASES] = tuple(row[_ALIASES])  # type: ignore[arg-type]  # what was a tuple when it was written
-    else:
-        row[_ALIASES] = ()
-    return Entry(*row)  # type: ignore[arg-type]  # the fields in the order in which they were written
+def _columns(entries: tuple[Entry, ...]) -> tuple[int, list[object]]:
+    """How many entries, and field by field what they say: [value] where all say the same, else the list of values.
+
+    A third of the time that rows take, to write and to read: most fields of a directory's files are alike.
+    """
+    columns = zip(*map(_row, entries), strict=True)
+    return len(entries), [[column[0]] if column.count(column[0]) == len(column) else column for column in columns]
+
+
+def _entries(count: int, columns: list[list[Any]]) -> tuple[Entry, ...]:
+    if not count:
+        return ()
+    columns[_ALIASES] = [tuple(aliases) for aliases in columns[_ALIASES]]
+    if len(columns) != len(_FIELDS) or any(len(column) not in (1, count) for column in columns):
+        raise ValueError("its columns are not of one length")
+    return tuple(map(Entry, *(repeat(each[0], count) if len(each) == 1 else each for each in columns)))
 
 
 def _documents_joined(documents: Mapping[str, bytes]) -> bytes:

@@ -23,6 +23,7 @@ from xnatfs.config import TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry
 from xnatfs.reading.reader import BlockReader, OpenFile
+from xnatfs.tree.crawl import Crawl
 from xnatfs.tree.listing import ListingCache, Table
 
 UNKNOWN_SIZE = -1
@@ -141,6 +142,9 @@ class ArchiveVFS:
         self._listings = listings
         self._clock = listings.clock
         self._inside = _names_of(inside)
+        self._crawl = Crawl(
+            listings.listing, listings.fetch, listings.touch, _ino, listings.ahead, listings.room, listings.clock
+        )
         self._lock = threading.Lock()
         self._generation = listings.generation  # guarded by _lock; that of all in _directories
         self._directories: dict[str, _Directory] = {}  # by path, "" for the root; added to and replaced under _lock
@@ -236,6 +240,7 @@ class ArchiveVFS:
 
     def close(self) -> None:
         """Stop transfers, close the cache, end the archive's session. Safe to call twice; reads under way fail."""
+        self._crawl.close()
         self._reader.close()
         self._archive.close()
         self._listings.close()
@@ -346,6 +351,8 @@ class ArchiveVFS:
         if not entry.is_dir:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         table, fresh_until = self._listings.table(entry)
+        if entry.listing != parent.entry.listing:
+            self._crawl.entered(parent.entry, parent.canonical, entry)
         return _Directory(f"{parent.canonical}/{shown}", entry, table, min(parent.fresh_until, fresh_until), parent)
 
     def _keep(self, directories: dict[str, _Directory], path: str, new: _Directory) -> _Directory:

@@ -1,0 +1,97 @@
+"""Several listings in fewer requests: the same as one by one, or missing, never another's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.helpers.server import DemoServer
+from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.xnat_tables import Row, file_rows, rows_by_experiment
+from xnatfs.model import Entry
+
+Connect = Callable[..., XnatArchive]
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[DemoServer]:
+    """With more sessions than the other tests here need."""
+    with DemoServer(sample="full") as server:
+        yield server
+
+
+def below(archive: XnatArchive, project: str, kind: str) -> list[Entry]:
+    """Every directory of a project whose listing is of that kind."""
+    (top,) = (e for e in archive.children(archive.root()).children["/data/projects"] if e.name == project)
+    entries = [entry for group in archive.children(top).children.values() for entry in group]
+    return [entry for entry in entries if entry.is_dir and entry.listing.startswith(f"{kind}:")]
+
+
+@pytest.mark.parametrize(("project", "count"), [("CRAWL", 4), ("DEMO", 3), ("ODDITIES", 8)])
+def test_what_is_told_of_several_is_what_is_told_of_each(
+    server: DemoServer, connect: Connect, project: str, count: int
+) -> None:
+    archive = connect()
+    sessions = below(archive, project, "experiment")[:count]
+    together = archive.children_of_several(sessions)
+    for session in sessions:
+        if session.listing in together:
+            assert together[session.listing] == archive.children(session)
+    if project == "CRAWL":
+        assert len(together) == count
+
+
+def test_several_sessions_take_two_requests_and_one_for_each(server: DemoServer, connect: Connect) -> None:
+    archive = connect()
+    sessions = below(archive, "CRAWL", "experiment")[:4]
+    server.clear_log()
+    assert len(archive.children_of_several(sessions)) == 4
+    assert len(server.requests()) == 2 + 4
+
+
+def test_resources_of_subjects_take_one_request_each_where_there_are_none(server: DemoServer, connect: Connect) -> None:
+    archive = connect()
+    folders = below(archive, "CRAWL", "resources")[:4]
+    server.clear_log()
+    assert set(archive.children_of_several(folders)) == {each.listing for each in folders}
+    assert len(server.requests()) == 4
+
+
+def test_a_server_that_takes_no_lists_of_ids_is_asked_one_by_one_from_then_on(
+    server: DemoServer, connect: Connect
+) -> None:
+    archive = connect()
+    sessions = below(archive, "CRAWL", "experiment")[:2]
+    server.fault(r"XNAT_E20000,XNAT_E20001/files", "status", status=404)
+    assert archive.children_of_several(sessions) == {}
+    server.clear_log()
+    assert archive.children_of_several(sessions) == {}
+    assert server.requests() == []
+    assert archive.children(sessions[0]).id == sessions[0].listing
+
+
+def file_row(uri: str, cat_id: str) -> dict[str, str]:
+    return {"uri": uri, "cat_id": cat_id}
+
+
+def test_rows_that_are_not_surely_of_one_session_are_refused() -> None:
+    files = [file_row("/data/experiments/E1/scans/1/resources/7/files/a", "7")]
+    of_e1, of_nobody = Row({"xnat_abstractresource_id": "7"}), Row({"xnat_abstractresource_id": "8"})
+    assert rows_by_experiment({"E1", "E2"}, files, [of_e1]) == {"E1": (files, [of_e1])}  # E2 is to be asked for
+    assert rows_by_experiment({"E1", "E2"}, files, [of_e1, of_nobody]) is None
+    assert rows_by_experiment({"E2"}, files, [of_e1]) is None
+    assert rows_by_experiment({"E1"}, [file_row("/archive/x", "7")], []) is None
+
+
+def test_file_rows_are_the_same_in_any_case_with_numbers_and_nulls() -> None:
+    sent = [
+        {"Name": "a", "Size": "1", "URI": "/u/files/a", "cat_ID": "7", "digest": "", "collection": "D"},
+        {"Name": "b", "Size": 2, "URI": "/u/files/b", "cat_ID": 7, "digest": None, "collection": "D"},
+    ]
+    rows = file_rows(sent)
+    assert [row.get("size") for row in rows] == ["1", "2"]
+    assert [row.get("cat_id") for row in rows] == ["7", "7"]
+    assert [row.get("digest") for row in rows] == ["", ""]
+    assert file_rows([]) == []
+    assert file_rows([{"OTHER": "x"}])[0].get("uri", "") == ""
