@@ -99,7 +99,10 @@ def parse_rows(data: bytes, what: str) -> list[Row]:
         return []
     if text[0] in "[{":
         return _json_rows(text, what)
-    lines = list(csv.reader(io.StringIO(text)))
+    try:
+        lines = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise UnexpectedReply(f"{what}: no table: {error}") from error
     header = [_plain(name) for name in lines[0]]
     if len(header) < 2:
         raise UnexpectedReply(f"{what}: {text[:80]!r} in place of a table")

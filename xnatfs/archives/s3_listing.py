@@ -69,6 +69,8 @@ def _page(root: ElementTree.Element, space: str) -> Page:
             prefixes.append(key)
         elif key:
             size = int(row.findtext(f"{space}Size") or "")
+            if not 0 <= size < 2**63:
+                raise ValueError(f"a size of {size}")
             modified = row.findtext(f"{space}LastModified") or ""
             etag = (row.findtext(f"{space}ETag") or "").strip('"')
             files.append(Entry("", key, False, size, time_ns(modified), etag or f"{DATED}{modified}"))
