@@ -266,3 +266,11 @@ def test_sigterm_ends_a_mount_with_a_silent_server(server: DemoServer, mount: Mo
     finally:
         reader.kill()
         reader.wait()
+
+
+def test_sigterm_ends_a_mount_of_one_project_whose_first_listing_took_several_threads(
+    server: DemoServer, tmp_path: Path
+) -> None:
+    with mounted(f"{server.url}#/DEMO", tmp_path, user="demo", password="demo") as mount:
+        assert mount.stop() == 0
+        assert not is_mounted(mount.path)

@@ -32,6 +32,7 @@ from urllib.parse import urlencode
 from xnatfs.archives import idc
 from xnatfs.archives.account import Guest
 from xnatfs.archives.base import BulkStream, Keeper, RangeStream
+from xnatfs.archives.beside import threads_beside
 from xnatfs.archives.http import HttpClient, Reply
 from xnatfs.archives.http_body import checked_body
 from xnatfs.archives.http_errors import BACKOFF_S, OddStatus, ServerFailed, Unreachable
@@ -336,7 +337,7 @@ class NbiaArchive:
             if self._closed:
                 raise Unavailable("the archive has been closed")
             if self._side is None:
-                self._side = ThreadPoolExecutor(self._connections, "xnatfs-nbia")
+                self._side = threads_beside(self._connections, "xnatfs-nbia")
             return self._side
 
     # --- a series ----------------------------------------------------------------------------------------------
