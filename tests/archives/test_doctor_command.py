@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounting import user_environment, xnatfs
+from tests.helpers.object_server import ObjectServer
 from tests.helpers.server import DemoServer
 from xnatfs.cli.doctor import OK, WARN, _clock
 from xnatfs.cli.main import main
@@ -186,3 +187,23 @@ def test_clocks_that_differ_are_a_warning() -> None:
     assert _clock(0.4).level == OK
     assert _clock(-300.0).level == WARN
     assert "300 s" in _clock(-300.0).says
+
+
+@needs_fuse
+def test_a_bucket_is_looked_at_as_one_and_gets_no_password_of_xnat(doctor: Doctor) -> None:
+    with ObjectServer() as objects:
+        objects.fill("bucket", {"a": b"", "b/c": b""})
+        done = doctor(f"s3://bucket?endpoint={objects.url}", user="mary", password="s3cret")
+        assert done.returncode == 0, done.stdout
+        assert "2 names at its top" in line_of(done, "archive")
+        assert "guest" in line_of(done, "credentials")
+        assert all("Authorization" not in asked.headers for asked in objects.asked)
+        missing = doctor(f"s3://missing?endpoint={objects.url}")
+    assert missing.returncode != 0
+    assert levels(missing)["archive"] == "fail"
+
+
+def test_what_is_no_xnat_server_has_no_login(tmp_path: Path) -> None:
+    done = xnatfs("login", "s3://bucket", environment=user_environment(tmp_path / "home", None, None))
+    assert done.returncode == 2
+    assert "no XNAT server" in done.stderr

@@ -23,6 +23,7 @@ from xnatfs.cli.options import (
     parse_source,
     with_options,
 )
+from xnatfs.cli.sources import is_xnat
 from xnatfs.cli.tokens import StoredToken, TokenFile
 from xnatfs.config import Credentials, Source
 from xnatfs.errors import ArchiveError, CredentialsError, LoginFailed, UsageError
@@ -101,6 +102,8 @@ def _ended(token: StoredToken, settings: Settings) -> int:
 
 def _server(text: str) -> Source:
     source = parse_source(text)
+    if not is_xnat(source):
+        raise UsageError(f"SERVER {text!r} is no XNAT server: it has no tokens", "write https://host")
     if source.inside != "/":
         raise UsageError(f"SERVER {text!r} names a part of a server", f"write {source.url}")
     return dataclasses.replace(source, inside="/")

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from xnatfs.cli.options import (
     parse_source,
     with_options,
 )
+from xnatfs.cli.sources import find_object_credentials, is_xnat
 from xnatfs.cli.tokens import TokenFile
 from xnatfs.config import GIB, Credentials, Source
 from xnatfs.errors import (
@@ -221,12 +223,16 @@ def _credentials(source: Source, settings: Settings) -> tuple[Finding, Credentia
     prompt = ask_password if sys.stdin is not None and sys.stdin.isatty() else None
     tokens = TokenFile(default_token_path())
     try:
-        found = find_credentials(source, settings, os.environ, Path("~").expanduser(), prompt, tokens)
+        home = Path("~").expanduser()
+        found = find_object_credentials(source, settings, os.environ, home) or find_credentials(
+            source, settings, os.environ, home, prompt, tokens
+        )
     except XnatfsError as exc:
         return Finding("credentials", FAIL, str(exc), exc.hint, exc.exit_code), None
     if found.user is None:
-        hint = "" if settings.anonymous else "to log in: xnatfs login, XNAT_USER and XNAT_PASS, or ~/.netrc"
-        return Finding("credentials", OK if settings.anonymous else WARN, "none: you are a guest", hint), found
+        fine = settings.anonymous or not is_xnat(source)
+        hint = "" if fine else "to log in: xnatfs login, XNAT_USER and XNAT_PASS, or ~/.netrc"
+        return Finding("credentials", OK if fine else WARN, "none: you are a guest", hint), found
     who = found.origin if found.is_token else f"{found.user}, from {found.origin}"
     if travels_in_clear(source):
         whose = "token" if found.is_token else "password"
@@ -239,6 +245,9 @@ def _credentials(source: Source, settings: Settings) -> tuple[Finding, Credentia
 def _server(source: Source, settings: Settings, credentials: Credentials) -> Iterator[Finding]:
     from xnatfs.factory import open_server
 
+    if not is_xnat(source):
+        yield _archive(source, settings, credentials)
+        return
     server = open_server(settings.config(source, credentials))
     try:
         yield _way(source, settings)
@@ -254,6 +263,24 @@ def _server(source: Source, settings: Settings, credentials: Credentials) -> Ite
         yield from _account(server, credentials)
     finally:
         server.close()
+
+
+def _archive(source: Source, settings: Settings, credentials: Credentials) -> Finding:
+    """Whether an archive that is no XNAT server answers: its top directory is asked for."""
+    from xnatfs.factory import open_vfs
+
+    started = time.monotonic()
+    try:
+        vfs = open_vfs(settings.config(source, credentials))
+        try:
+            count = len(vfs.listdir("/"))
+        finally:
+            vfs.close()
+    except XnatfsError as exc:
+        return Finding("archive", FAIL, str(exc), exc.hint, exc.exit_code)
+    except ArchiveError as exc:
+        return _failed("archive", exc, "is the address right, and does it answer from here (network, VPN, --proxy)?")
+    return Finding("archive", OK, f"{source.url}: {count} names at its top, in {time.monotonic() - started:.2f} s")
 
 
 def _way(source: Source, settings: Settings) -> Finding:

@@ -59,6 +59,11 @@ def parse_tcia_source(address: str, fragment: str) -> Source:
     return Source("tcia", "tcia:", inside_of(f"{path}/{fragment}"))
 
 
+def is_xnat(source: Source) -> bool:
+    """Whether a source is an XNAT server, with accounts, tokens and projects."""
+    return source.scheme in ("http", "https")
+
+
 def dataset_source(name: str, inside: str) -> Source:
     """The source of a data set of ``xnatfs datasets``, and the path in it that was asked for.
 
