@@ -95,3 +95,17 @@ def test_sixteen_processes_that_walk_one_scan_share_one_zip(server: DemoServer, 
     assert len(zips(server)) == 1
     assert len(requests) <= 40
     assert sent <= 1.05 * 1000 * 205_000
+
+
+@pytest.mark.parametrize("kind", ["reset", "chunked_cut", "garbage", "html"])
+def test_a_copy_survives_a_zip_that_breaks_in_its_middle(server: DemoServer, tmp_path: Path, kind: str) -> None:
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        scan = min((mount.path / SESSION_OF_20_SCANS).iterdir())
+        server.fault("format=zip", kind, at=300_000, times=None)
+        subprocess.run(["cp", "-r", scan / "DICOM", tmp_path / "copy"], check=True)
+        assert len(zips(server)) >= 1
+    uri = f"/XNAT_E10000/scans/{scan.name.partition('-')[0]}/"
+    truth = {row["name"]: row["md5"] for row in server.truth("BENCH", md5="all") if uri in row["uri"]}
+    copied = {path.name: md5(path.read_bytes()).hexdigest() for path in (tmp_path / "copy").iterdir()}
+    assert copied == truth
+    assert len(copied) == 100

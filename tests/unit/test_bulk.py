@@ -402,3 +402,26 @@ def test_a_cache_that_forgets_at_once_still_gives_right_bytes(build: Build) -> N
     order = list(folder.own)
     random.Random(1).shuffle(order)
     assert {entry.name: setting.read(folder, entry) for entry in order} == files
+
+
+def test_somebody_who_looks_at_one_image_now_and_then_is_not_kept_waiting(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_transfer, "THINKING_S", 0.02)
+    monkeypatch.setattr(bulk_transfer, "HASTE_S", 0.0)
+    monkeypatch.setattr(bulk_transfer, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(bulk_transfer, "LONGEST_WAIT_S", 60.0)
+    monkeypatch.setattr(bulk_transfer, "SILENCE_S", 60.0)
+    files = small_files(60)
+    gate = Gate("next")
+    setting = build(files, before=lambda operation, key: gate(operation, key) if "0010" in key else None)
+    folder = setting.folder()
+    try:
+        for entry in folder.own[:WALK]:
+            setting.read(folder, entry)
+        assert gate.reached.wait(10)
+        threading.Event().wait(0.05)  # they think
+        assert setting.read(folder, folder.own[50]) == files["0050.dcm"]
+        assert setting.asked == (1, WALK)
+    finally:
+        gate.open.set()

@@ -51,14 +51,19 @@ PATIENCE_BYTES = 32
 """... and until this many times the bytes of its file have passed: so at most a thirtieth comes twice."""
 
 LONGEST_WAIT_S = 10.0  # whatever passes
+
+THINKING_S = 0.3
+"""A reader that comes so long after the last one has read is no copying program but somebody who looks at images..."""
+
+HASTE_S = 0.1  # ... and is not kept waiting longer than this
+
 SILENCE_S = 2.0
 """Seconds in which a stream has to bring PROGRESS bytes to be waited for: files come faster by themselves than from one
 that drips. One whose reader has turned away is let go, unless its first bytes are still to come."""
 
 PROGRESS = 64 * KIB
 
-
-LOOK_S = 0.25
+LOOK_S = 0.25  # between two looks of a waiting reader at how the stream is doing
 
 
 class Slots(Protocol):
@@ -108,6 +113,7 @@ class BulkTransfer:
         self._to_come: set[str] | None = None  # guarded by _cond; None while it is not known
         self._followed = 0  # guarded by _cond: bytes of files opened by readers since the stream began
         self._followed_at = time.monotonic()
+        self._hasty = False  # whoever opened a file last had not been reading before
         self._progress_at = time.monotonic()  # when PROGRESS bytes had last come
         self._progress = 0  # since then
         self._paused = False
@@ -122,9 +128,11 @@ class BulkTransfer:
 
     def follow(self, size: int) -> None:
         """A reader has opened a file of the folder: run on."""
+        now = time.monotonic()
         with self._cond:
             self._followed += size
-            self._followed_at = time.monotonic()
+            self._hasty = now - self._followed_at > THINKING_S and not self._tickets
+            self._followed_at = now
             if self._paused:
                 self._cond.notify_all()
 
@@ -149,20 +157,26 @@ class BulkTransfer:
         return ticket.came or self._has_passed(flight)
 
     def _await(self, ticket: _Ticket, flight: Flight) -> None:
-        started = time.monotonic()
-        enough = self.moved + PATIENCE_BYTES * flight.size
-        while not ticket.done.is_set():
+        started = now = time.monotonic()
+        patience_s, enough = PATIENCE_S, self.moved + PATIENCE_BYTES * flight.size
+        if self._hasty:
+            patience_s, enough = HASTE_S, 0
+        while now - self._progress_at <= SILENCE_S:
+            waited_s = now - started
+            if waited_s > LONGEST_WAIT_S or (waited_s > patience_s and self.moved >= enough):
+                return
+            if ticket.done.wait(min(LOOK_S, max(patience_s - waited_s, 0.02))):
+                return
             now = time.monotonic()
-            if now - self._progress_at > SILENCE_S:
-                if self.moved:
-                    self.stop()
-                return
-            if now - started > LONGEST_WAIT_S or (now - started > PATIENCE_S and self.moved >= enough):
-                return
-            ticket.done.wait(LOOK_S)
+        if self.moved:
+            self.stop()
 
     def _drop(self, key: str, ticket: _Ticket) -> None:
+        """The wait is over. A file that is fetched by itself now is not waited for again."""
         with self._cond:
+            self._followed_at = time.monotonic()
+            if not ticket.done.is_set() and self._to_come is not None:
+                self._to_come.discard(key)
             tickets = self._tickets.get(key)
             if tickets is not None and ticket in tickets:
                 tickets.remove(ticket)
