@@ -78,6 +78,7 @@ class Place(NamedTuple):
     length: int
 
 
+@functools.lru_cache(maxsize=4096)
 def place_of(key: BlockKey) -> Place:
     return _place(tag_of(key.content), key.unit, key.number)
 
