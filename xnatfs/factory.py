@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.archives.base import Archive, Learning
 from xnatfs.archives.kept import KeptDocuments, OfflineArchive
 from xnatfs.blocks.base import BlockCache
 from xnatfs.buffers import BufferPool
-from xnatfs.config import MIB, CacheConfig, Config
+from xnatfs.config import MIB, CacheConfig, Config, ReadConfig
 from xnatfs.errors import UsageError
 from xnatfs.reading.keeping import CacheKeeper
 from xnatfs.reading.reader import BlockReader
@@ -71,9 +72,16 @@ def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
     store = open_listings(config)
     if store is not None:
         archive = KeptDocuments(archive, store.document)
-    reader = BlockReader(archive, cache, config.read, block_size, stats, buffers)
+    reader = BlockReader(archive, cache, _read_config(config), block_size, stats, buffers)
     listings = ListingCache(archive, config.listing, store=store, stats=stats)
     return ArchiveVFS(archive, reader, listings, config.tree, inside=config.source.inside)
+
+
+def _read_config(config: Config) -> ReadConfig:
+    """Without a disk, a folder that comes as one stream has to fit beside other blocks in memory."""
+    if config.cache.directory is not None:
+        return config.read
+    return replace(config.read, max_bulk=min(config.read.max_bulk, config.cache.memory_bytes // 2))
 
 
 def open_server(config: Config) -> XnatArchive:
