@@ -47,7 +47,7 @@ class CacheConfig:
 @dataclass(frozen=True, slots=True)
 class ListingConfig:
     ttl_s: float = 300.0
-    memory_entries: int = 200_000  # parsed entries kept; about 0.5 KB each
+    memory_entries: int = 120_000  # parsed entries kept; about 1 KB each with what is made of them
     offline: bool = False  # nothing is asked: what is stored is served, whatever its age
     ahead: int = 2  # fetches that a crawl may have under way; 0: none
 

@@ -11,6 +11,7 @@ the fetching and end with it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from xnatfs.model import Entry, Listing
 from xnatfs.tree.names import assign_names
+
+log = logging.getLogger(__name__)
 
 TRIGGER = 2  # steps in a row: the third directory entered begins a crawl, so that one `ls` or two cost nothing
 STRIDE = 3  # the largest step that still counts: programs pass over `resources` or a session without the scan they want
@@ -70,13 +73,14 @@ class _Order:
 
 
 class _Plan:
-    """The orders of one listing."""
+    """The orders of one listing, worked out when a second of its directories is entered."""
 
-    __slots__ = ("at_s", "listing", "orders")
+    __slots__ = ("at_s", "first", "listing", "orders")
 
-    def __init__(self, listing: Listing, orders: list[_Order], at_s: float) -> None:
+    def __init__(self, listing: Listing, first: Entry, at_s: float) -> None:
         self.listing = listing
-        self.orders = orders
+        self.first = first
+        self.orders: list[_Order] = []
         self.at_s = at_s
 
 
@@ -85,7 +89,7 @@ class Crawl:
 
     Args:
         listing: The listing of an id as far as it is in memory.
-        fetch: Has listings at hand; raises nothing.
+        fetch: Has listings at hand; what the archive fails with is not raised.
         touch: These listings are still wanted: they must not leave memory before they were used.
         ino: Inode of a path inside the archive.
         threads: Fetches at once; 0 switches all of it off.
@@ -125,7 +129,7 @@ class Crawl:
         if not self._threads or self._closed:
             return
         with self._lock:
-            plan = self._plan(parent, path)
+            plan = self._plan(parent, path, entry)
             if plan is None or entry.listing not in plan.orders[0].places:
                 return
             now = self._clock()
@@ -147,8 +151,12 @@ class Crawl:
             self._batch = max(1, min(BATCH, BATCH_ENTRIES // entries, len(ahead)))
             self._waiting.extend(ahead)
             while self._running < min(self._threads, -(-len(self._waiting) // self._batch)):
+                try:
+                    threading.Thread(target=self._run, name="xnatfs-ahead", daemon=True).start()
+                except RuntimeError:  # no thread to be had: the walk fetches for itself
+                    self._waiting.clear()
+                    return
                 self._running += 1
-                threading.Thread(target=self._run, name="xnatfs-ahead", daemon=True).start()
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -163,7 +171,10 @@ class Crawl:
                     self._running -= 1
                     return
                 wanted = self._next_batch()
-            self._fetch(wanted)
+            try:
+                self._fetch(wanted)
+            except Exception:  # advice: the walk asks for itself, and meets what is wrong
+                log.exception("listings ahead of a walk")
 
     def _next_batch(self) -> list[Entry]:
         """Under _lock. The next that waits, and others of its kind: an archive can answer these together."""
@@ -173,16 +184,23 @@ class Crawl:
         self._waiting = deque(entry for entry in self._waiting if entry.listing not in taken)
         return batch
 
-    def _plan(self, parent: Entry, path: str) -> _Plan | None:
-        """Under _lock."""
+    def _plan(self, parent: Entry, path: str, entry: Entry) -> _Plan | None:
+        """Under _lock. None for the first directory of a listing: most are the only one."""
         listing = self._listing(parent.listing)
         if listing is None:
             return None
         plan = self._plans.get(parent.listing)
         if plan is None or plan.listing is not listing:
-            plan = self._plans[parent.listing] = _Plan(listing, self._orders(listing, parent.key, path), self._clock())
+            self._plans[parent.listing] = _Plan(listing, entry, self._clock())
+            self._plans.move_to_end(parent.listing)
             if len(self._plans) > PLANS:
                 self._plans.popitem(last=False)
+            return None
+        if not plan.orders:
+            plan.orders = self._orders(listing, parent.key, path)
+            for order in plan.orders:
+                if plan.first.listing in order.places:
+                    order.step(plan.first.listing)
         self._plans.move_to_end(parent.listing)
         return plan
 

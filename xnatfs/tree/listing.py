@@ -448,7 +448,13 @@ class ListingCache:
         if old is None:
             return self._fly(directory, flight, lambda: self._renew(directory, flight))
         # What is left of this outlives the call when the archive is slow.
-        threading.Thread(target=self._renew_behind, args=(directory, flight), name="xnatfs-renew", daemon=True).start()
+        renewal = threading.Thread(
+            target=self._renew_behind, args=(directory, flight), name="xnatfs-renew", daemon=True
+        )
+        try:
+            renewal.start()
+        except RuntimeError:  # no thread to be had
+            return self._fly(directory, flight, lambda: self._renew(directory, flight))
         return flight.wait_for(PATIENCE_S) or old
 
     def _renew_behind(self, directory: Entry, flight: _Flight[_Held]) -> None:
@@ -540,8 +546,10 @@ class ListingCache:
             if behind:
                 self._unwritten[listing.id] = listing, asked_at_s, same
                 if self._writer is None:
-                    self._writer = threading.Thread(target=self._write_all, name="xnatfs-store", daemon=True)
-                    self._writer.start()
+                    writer = threading.Thread(target=self._write_all, name="xnatfs-store", daemon=True)
+                    with contextlib.suppress(RuntimeError):  # no thread to be had: the next listing tries again
+                        writer.start()
+                        self._writer = writer
         if not behind:
             self._write(listing, asked_at_s, same)
 
