@@ -7,11 +7,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +93,42 @@ def test_sizes_are_exact_and_cost_a_request_only_where_the_page_does_not_tell(
     asked = [each.method for each in server.asked]
     assert asked.count("HEAD") == (0 if server.index_style == "nginx" else 1)
     assert read(vfs, "/d/T1w.nii") == DATA
+
+
+def test_a_walk_that_looks_at_sizes_asks_for_each_once_and_several_at_a_time(running: ObjectServer) -> None:
+    running.reset()
+    running.web = {f"/d/{i:03}": Thing(b"x" * i) for i in range(100)}
+    at_once: list[int] = []
+    under_way = 0
+    lock = threading.Lock()
+
+    def slow(handler: Any) -> bool:
+        nonlocal under_way
+        with lock:
+            under_way += handler.command == "HEAD"
+            at_once.append(under_way)
+        time.sleep(0.02 if handler.command == "HEAD" else 0)
+        with lock:
+            under_way -= handler.command == "HEAD"
+        return False
+
+    running.routes["/web/d/"] = slow
+    try:
+        with closing(vfs_of(f"{running.url}/web/d")) as vfs:
+            assert [vfs.lookup(f"/{i:03}").size for i in range(100)] == list(range(100))
+    finally:
+        running.routes.clear()
+    heads = [asked.target for asked in running.asked if asked.method == "HEAD"]
+    assert sorted(heads) == [f"/web/d/{i:03}" for i in range(100)]
+    assert 4 < max(at_once) <= QUICK.max_connections
+
+
+def test_one_file_alone_is_no_walk(running: ObjectServer) -> None:
+    running.reset()
+    running.web = {f"/d/{i:03}": Thing(b"x" * i) for i in range(100)}
+    with closing(vfs_of(f"{running.url}/web/d")) as vfs:
+        assert vfs.lookup("/050").size == 50
+    assert len([asked for asked in running.asked if asked.method == "HEAD"]) == 1
 
 
 def test_a_file_that_changes_under_a_reader_is_stale_and_then_new(server: ObjectServer, vfs: ArchiveVFS) -> None:

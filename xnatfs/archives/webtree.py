@@ -1,6 +1,7 @@
 """A directory tree that a web server shows as index pages: ``web+https://host/path``.
 
-One request a directory; a size that the page does not give in bytes is asked for by a HEAD request when it is needed.
+One request a directory; a size that the page does not give in bytes is asked for by a HEAD request when it is needed,
+those of the next files in a walk ahead of it.
 What a page means is in ``index_page.py``. For guests: no login is known here. Safe to call from any thread.
 """
 
@@ -15,6 +16,7 @@ from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http import HttpClient
 from xnatfs.archives.http_body import checked_body, http_time_ns, is_page
 from xnatfs.archives.index_page import entries_of
+from xnatfs.archives.sizes_ahead import SizesAhead
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import StaleContent, UnexpectedReply
 from xnatfs.model import Entry, Listing
@@ -45,6 +47,7 @@ class WebTreeArchive:
         self.id = f"{parts.scheme}://{parts.netloc}"
         self._root = quote(unquote(parts.path), safe="/-_.~").rstrip("/") + "/"
         self._http = HttpClient(self.id, http, Guest(), user_agent, stats)
+        self._sizes = SizesAhead(self._asked_size, http.max_connections)
 
     def root(self) -> Entry:
         return Entry("", self._root, True, listing=self._root)
@@ -54,10 +57,15 @@ class WebTreeArchive:
         page, url = self._http.get_page(directory.key)
         if urlsplit(url).path != directory.key and unquote(urlsplit(url).path) != unquote(directory.key):
             raise UnexpectedReply(f"GET {directory.key}: the server sends us to {urlsplit(url).path}")
-        return Listing(directory.listing, {directory.key: entries_of(page, self.id + directory.key, directory.key)})
+        entries = entries_of(page, self.id + directory.key, directory.key)
+        self._sizes.listed(directory.key, entries)
+        return Listing(directory.listing, {directory.key: entries})
 
     def stat(self, entry: Entry) -> Entry:
-        """See ``Archive.stat``. One HEAD request."""
+        """See ``Archive.stat``. One HEAD request, made beforehand for those next in a directory that is walked."""
+        return self._sizes.stat(entry)
+
+    def _asked_size(self, entry: Entry) -> Entry:
         headers = self._http.head(entry.key)
         if is_page(headers, entry):
             raise self._http.page_reply(f"HEAD {entry.key}")
@@ -85,6 +93,7 @@ class WebTreeArchive:
         """See ``Archive.open_bulk``. Files come one by one."""
 
     def close(self) -> None:
+        self._sizes.close()
         self._http.close()
 
 
