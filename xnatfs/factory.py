@@ -67,13 +67,15 @@ def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
     block_size = config.cache.block_size
     buffers = BufferPool(block_size, memory_share(config) // block_size + IN_FLIGHT)
     cache = open_cache(config, stats, buffers)
+    listing = config.listing
     if isinstance(archive, Learning):
         archive.keep_with(CacheKeeper(archive.id, cache, block_size))
+        listing = replace(listing, ahead=0)  # a listing may be all that it lists: never on the chance that it is wanted
     store = open_listings(config)
     if store is not None:
         archive = KeptDocuments(archive, store.document)
     reader = BlockReader(archive, cache, _read_config(config), block_size, stats, buffers)
-    listings = ListingCache(archive, config.listing, store=store, stats=stats)
+    listings = ListingCache(archive, listing, store=store, stats=stats)
     return ArchiveVFS(archive, reader, listings, config.tree, inside=config.source.inside)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -544,6 +545,38 @@ def test_a_listing_that_has_grown_old_costs_no_second_transfer(server: DemoServe
         assert md5_of_all(vfs, SLICES) == first
     assert path.exists()
     assert paths(server) == ["getSeriesMetadata"]
+
+
+def test_a_walk_through_series_fetches_none_that_it_has_not_come_to(server: DemoServer, tmp_path: Path) -> None:
+    with closing(mounted(server, tmp_path / "cache", SLICES, UNNAMED, T1W, LARGE, IN_BOTH, GROWN)) as vfs:
+        entered = list(directories_of_series(vfs))[:4]
+        for path in entered:
+            vfs.listdir(path)
+        assert paths(server).count("getImage") == 4
+    assert paths(server).count("getImage") == 4
+
+
+def directories_of_series(vfs: ArchiveVFS, path: str = "") -> Iterator[str]:
+    for node in vfs.listdir(path or "/"):
+        if node.is_dir and node.entry.listing.startswith("series:"):
+            yield f"{path}/{node.name}"
+        elif node.is_dir:
+            yield from directories_of_series(vfs, f"{path}/{node.name}")
+
+
+def test_a_walk_that_reads_a_series_the_cache_has_lost_is_served_by_one_zip(server: DemoServer, tmp_path: Path) -> None:
+    with closing(mounted(server, tmp_path / "cache", SLICES)) as vfs:
+        truth = md5_of_all(vfs, SLICES)
+    keep = tmp_path / "cache" / "listings"
+    for lost in (tmp_path / "cache").iterdir():
+        if lost != keep:
+            shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    server.clear_log()
+    with closing(mounted(server, tmp_path / "cache", SLICES)) as vfs:
+        assert md5_of_all(vfs, SLICES) == truth
+    requests = paths(server)
+    assert requests.count("getImage") == 1
+    assert requests.count("getSingleImage") < 6
 
 
 def test_a_cache_too_small_for_a_series_still_gives_right_bytes(server: DemoServer, tmp_path: Path) -> None:
