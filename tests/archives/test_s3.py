@@ -11,7 +11,7 @@ from hashlib import md5
 import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
-from xnatfs.archives.s3 import S3Archive
+from xnatfs.archives.s3 import Bucket, S3Archive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import (
     AccessDenied,
@@ -354,3 +354,34 @@ def test_the_keys_prove_who_asks_and_show_nowhere(server: ObjectServer) -> None:
     assert headers["x-amz-security-token"] == "t0ken"
     assert "s3cret-key" not in str(headers) + repr(keys)
     assert "t0ken" not in repr(keys)
+
+
+@pytest.mark.parametrize("status", [301, 307, 400])
+def test_a_bucket_in_another_region_is_asked_there_from_then_on(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with ObjectServer() as ireland:
+        ireland.fill("open", {"f": b"from Ireland"})
+        # Only the addresses of AWS are replaced: who is asked first, and who once the region is known.
+        place = property(lambda bucket: ireland.url if bucket.region == "eu-west-1" else server.url)
+        monkeypatch.setattr(Bucket, "base_url", place)
+        elsewhere = {"Location": "http://127.0.0.1:1/"} if status == 307 else {}
+        server.fault(
+            "/open", "status", None, status=status, code="Redirect", **{"x-amz-bucket-region": "eu-west-1"} | elsewhere
+        )
+        keys = Credentials("AKIAEXAMPLE", "secret", "the test")
+        with closing(S3Archive("s3://open", keys, QUICK, TreeConfig(), "t")) as archive:
+            entry = file_in(archive, "f")
+            stream = archive.open_range(entry, 0, 12)
+            buffer = bytearray(12)
+            assert stream.readinto(memoryview(buffer)) == 12
+            stream.close()
+        assert bytes(buffer) == b"from Ireland"
+        assert len(server.asked) == 1
+        assert all("/eu-west-1/s3/" in asked.headers["Authorization"] for asked in ireland.asked)
+
+
+def test_a_redirect_of_another_endpoint_is_not_followed(server: ObjectServer, archive: S3Archive) -> None:
+    server.fault("list-type", "status", status=307, code="Redirect", Location="http://127.0.0.1:1/open")
+    with pytest.raises(UnexpectedReply, match="sends us to"):
+        archive.children(archive.root())

@@ -114,3 +114,14 @@ def test_the_commands_without_fuse_read_a_bucket(server: ObjectServer, tmp_path:
     done = xnatfs("ls", f"s3://missing?endpoint={server.url}", environment=environment)
     assert done.returncode == 1
     assert "missing" in done.stderr
+
+
+def test_get_copies_a_bucket_and_then_finds_nothing_to_do(server: ObjectServer, tmp_path: Path) -> None:
+    environment = user_environment(tmp_path / "home", None, None)
+    counts = []
+    for _ in range(2):
+        done = xnatfs("get", source(server, "s3") + "#/ds", tmp_path / "copy", environment=environment)
+        assert done.returncode == 0, done.stderr
+        assert {f"ds/{path}": data for path, data in tree_of(tmp_path / "copy").items()} == FILES
+        counts.append(len(server.targets("T1w.nii")))
+    assert counts[0] == counts[1] > 0
