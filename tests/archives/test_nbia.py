@@ -454,6 +454,25 @@ def test_a_login_shows_what_is_limited_with_one_token_for_all_threads(server: De
     assert paths(server).count("token") == 1
 
 
+def test_a_token_that_the_server_has_forgotten_is_renewed_once(server: DemoServer, connect: Connect) -> None:
+    archive = connect(credentials=Credentials("demo", "demo", "the test"))
+    root = archive.root()
+    assert len(archive.children(root).children[root.key]) == 3
+    server.restart()
+    listings = run_together([lambda: archive.children(root)] * 8)
+    assert all(isinstance(listing, Listing) and len(listing.children[root.key]) == 3 for listing in listings)
+    assert paths(server).count("token") == 1
+
+
+def test_a_server_without_v4_describes_a_manifest_and_gives_series_too(server: DemoServer, connect: Connect) -> None:
+    server.switch(nbia_v4=False)
+    archive = connect(SLICES, PLAN, "9.9.9")
+    files = files_of(archive, SLICES)
+    assert {entry.name: (entry.size, entry.digest) for entry in files} == truth_of(server, SLICES)
+    assert md5(read(archive, files[0])).hexdigest() == files[0].digest
+    assert [entry.name for entry in archive.children(archive.root()).children["/?unavailable"]] == ["9.9.9"]
+
+
 def test_a_wrong_password_is_tried_once_and_shows_nowhere(
     server: DemoServer, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:

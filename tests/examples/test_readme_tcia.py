@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounting import detach, is_mounted, user_environment
+from tests.helpers.mounting import detach, is_mounted, mount_points, user_environment
 from tests.helpers.server import DemoServer
 
 pytestmark = [pytest.mark.fuse, pytest.mark.tools]
@@ -23,6 +23,31 @@ def commands() -> str:
     (section,) = re.findall(r"^## TCIA: manifests and collections\n(.*?)^## ", text, re.DOTALL | re.M)
     (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     return str(block)
+
+
+def test_the_example_copies_a_patient_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = user_environment(tmp_path / "home", None, None, {"TMPDIR": str(tmp_path)})
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, arguments in (("xnatfs", "-m xnatfs"), ("python3", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
+    environment["PATH"] = f"{programs}:{environment['PATH']}"
+    done = subprocess.run(
+        [str(README.parent / "examples" / "tcia_demo.sh"), str(tmp_path / "patient")],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:4] == ["DEMO_IDC", "Demo Lung", "metadata.csv", "unavailable"]
+    assert lines[-1].strip() == "42"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "home", "patient"]
+    assert [path for path in mount_points() if path.startswith(str(tmp_path))] == []
 
 
 def test_the_commands_for_tcia_do_what_the_readme_says(tmp_path: Path) -> None:

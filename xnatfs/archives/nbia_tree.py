@@ -6,13 +6,14 @@ holds; that of a series changes when the series does, so that what was learnt of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlencode
 
 from xnatfs.archives.idc_index import Place
 from xnatfs.archives.nbia_series import Received
-from xnatfs.archives.nbia_tables import Series, license_text, metadata_csv, series_name, study_name
+from xnatfs.archives.nbia_tables import SAME, Series, license_text, metadata_csv, series_name, study_name
 from xnatfs.archives.xnat_documents import document_key, made
 from xnatfs.model import Entry, Listing
 
@@ -46,7 +47,17 @@ def parse_listing_id(text: str) -> tuple[str, dict[str, str]]:
 
 def directory_key(*names: str) -> str:
     """The key of a directory: a path whose names hold no slash of their own."""
-    return "".join(f"/{quote(name, safe=' ')}" for name in names)
+    return "".join(f"/{_part(name)}" for name in names)
+
+
+def _part(name: str) -> str:
+    """Most names are UIDs, and a hundred thousand calls of ``quote`` for a large manifest took seconds."""
+    return name if name.replace(".", "").isalnum() and name.isascii() else _quoted(name)
+
+
+@functools.lru_cache(maxsize=SAME)
+def _quoted(name: str) -> str:
+    return quote(name, safe=" ")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -120,11 +131,11 @@ class Branch:
             at = self._top
             if at.entry.key == ROOT:
                 at = self._below(at, one.collection, directory_key(one.collection), one.mtime_ns)
-            key = directory_key(one.collection, one.patient)
+            key = f"{at.entry.key}/{_part(one.patient)}"
             at = self._below(at, one.patient, key, one.mtime_ns)
-            key = directory_key(one.collection, one.patient, one.study)
+            key = f"{key}/{_part(one.study)}"
             at = self._below(at, study_name(one, self._classic), key, one.mtime_ns, one.study)
-            key = directory_key(one.collection, one.patient, one.study, one.uid)
+            key = f"{key}/{_part(one.uid)}"
             name = series_name(one, self._classic)
             at.below[key] = _Directory(
                 Entry(
@@ -191,10 +202,19 @@ def collections_listing(identifier: str, collections: Iterable[str], view: Mappi
 
 def series_id(series: Series, place: Place | None) -> str:
     """The id of a series' own listing: another one when the series changes."""
-    where = {} if place is None else {"bucket": place.bucket, "folder": place.folder}
-    return listing_id(
-        SERIES, uid=series.uid, images=str(series.images), size=str(series.size), stamp=series.stamp, **where
-    )
+    where = "" if place is None else f"&{urlencode({'bucket': place.bucket, 'folder': place.folder})}"
+    # As listing_id would, at a fifth of the time: there are as many as series.
+    stamp = _encoded(series.stamp)
+    return f"{SERIES}:uid={_encoded(series.uid)}&images={series.images}&size={series.size}&stamp={stamp}{where}"
+
+
+def _encoded(text: str) -> str:
+    return text if text.replace(".", "").isalnum() and text.isascii() else _quoted_plus(text)
+
+
+@functools.lru_cache(maxsize=SAME)
+def _quoted_plus(text: str) -> str:
+    return quote_plus(text)
 
 
 def _order(series: Series) -> tuple[str, str, str, str, float, str]:
