@@ -176,6 +176,14 @@ class DemoServer:
         with _DIRECT.open(self.url + path, timeout=60) as answer:
             return bytes(answer.read())
 
+    def content(self, uri: str) -> bytes:
+        """A file's bytes now, asked for beside the code under test (and seen in the log)."""
+        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        url = f"http://127.0.0.1:{self.port}{self._context}{urllib.parse.quote(uri)}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Basic {pair}"})
+        with _DIRECT.open(request, timeout=60) as answer:
+            return bytes(answer.read())
+
     # -- log ----------------------------------------------------------------------------------------------------------
 
     def log(self) -> dict[str, Any]:

@@ -28,6 +28,8 @@ Login = Callable[[], ServerSession]
 LEAVE_S = 1.0
 """Seconds to wait for the session file at unmount, or with an answer in hand. Without it a session ends by itself."""
 
+FINAL = "nothing more is asked of the archive until this is mounted again"
+
 SESSION_COOKIE = "JSESSIONID"
 EXPIRY_COOKIE = "SESSION_EXPIRATION_TIME"
 
@@ -102,6 +104,8 @@ class Account:
             session = self._obtain()
         except LoginFailed as error:
             refused = error
+            if self._generation:  # at the first login whoever mounts is told
+                log.error("%s; %s", error, FINAL)
             raise
         finally:
             with self._cond:
@@ -191,7 +195,7 @@ class Account:
 
     def refuse(self, error: LoginFailed) -> None:
         """A fresh session was refused too: final until the user acts."""
-        log.error("%s; nothing more is asked of the archive until this is mounted again", error)
+        log.error("%s; %s", error, FINAL)
         with self._cond:
             self._refused = error
 
