@@ -48,7 +48,7 @@ from xnatfs.blocks.format import (
     Damaged,
     Place,
     erase,
-    is_empty,
+    is_block,
     on_disk,
     place_of,
     place_of_name,
@@ -428,7 +428,7 @@ class DiskBlocks:
         with self._tolerant("keeping blocks"):
             if not self._writable():
                 return
-            new = [arrival for arrival in arrivals if arrival.place is None or not self._is_kept(arrival.place)]
+            new = [arrival for arrival in arrivals if not self._is_kept(arrival)]
             if not new:
                 return
             blocks = [arrival for arrival in new if arrival.place is not None]
@@ -521,13 +521,16 @@ class DiskBlocks:
                 return False
         return False
 
-    def _is_kept(self, place: Place) -> bool:
+    def _is_kept(self, arrival: _Arrival) -> bool:
+        """Whether this block stands there already, by its header: what follows is verified when it is read."""
+        if arrival.place is None or arrival.key is None:
+            return False
         try:
-            fd = os.open(f"{self._root}/{place.filename}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(f"{self._root}/{arrival.place.filename}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return False
         try:
-            return not is_empty(fd, place)
+            return is_block(fd, arrival.place, arrival.tag, arrival.key)
         finally:
             os.close(fd)
 

@@ -144,6 +144,15 @@ def is_empty(fd: int, place: Place) -> bool:
     return header == bytes(len(header))
 
 
+def is_block(fd: int, place: Place, tag: str, key: BlockKey) -> bool:
+    """True where the header of this very block stands."""
+    try:
+        _checked_header(os.pread(fd, HEADER_BYTES, place.offset), tag, key.number, key.unit)
+    except Damaged:
+        return False
+    return True
+
+
 def read_span(
     fd: int, place: Place, key: BlockKey, start: int, stop: int, buffers: BufferPool | None = None
 ) -> Block | None:
