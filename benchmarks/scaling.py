@@ -14,7 +14,7 @@ from pathlib import Path
 from clients import Direct, curl
 from large_files import peer_reads
 from listings import count_files, resident_mb
-from measure import EXPECTED_FAULTS, GB, read_through, reason, seconds, warm_memory
+from measure import EXPECTED_FAULTS, GB, Series, in_turn, read_through, reason, seconds, warm_memory
 from peers import Rclone, RcloneNames, big_file
 from svg import Panel, drawing
 from tasks import LATENCY_S, Bench
@@ -112,10 +112,8 @@ def with_latency(bench: Bench) -> tuple[dict[str, Points], int]:
         print(f"reading at {latency_ms} ms", file=sys.stderr)
         bench.reset()
         bench.server.switch(latency_s=latency_ms / 1e3)
-        samples: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(bench.few):
-            for name, work in contenders.items():
-                samples[name].append(work())
-        for name, values in samples.items():
-            lines.setdefault(name, []).append((float(latency_ms), statistics.median(values)))
+        samples = Series()
+        in_turn(bench.few, {n: lambda n=n, w=w, s=samples: s.add(n, w()) for n, w in contenders.items()})
+        for name in contenders:
+            lines.setdefault(name, []).append((float(latency_ms), statistics.median(samples[name])))
     return lines, file.size
