@@ -55,7 +55,7 @@ _REPORT = click.option(
 @_REPORT
 @with_options(SERVER, VIEW, CACHE, MESSAGES)
 def get(source: str, dest: Path, jobs: int, dry_run: bool, report: Path | None, settings: Settings) -> int:
-    """Copy a file or a directory of an archive to DEST, without mounting it.
+    """Copy a file or a directory of an archive, without mounting it.
 
     DEST becomes what PATH is: the files of a directory land below it, and running the same command again copies what
     is missing, has changed, or failed. Each file is checked against the archive's size and digest before it gets its
@@ -78,7 +78,7 @@ def get(source: str, dest: Path, jobs: int, dry_run: bool, report: Path | None, 
 @_REPORT
 @with_options(MESSAGES)
 def prefetch(paths: tuple[Path, ...], jobs: int, dry_run: bool, report: Path | None, settings: Settings) -> int:
-    """Fill the cache of a mount with files below PATH, so that programs need not wait for them.
+    """Fill the cache of a mount, ahead of use.
 
     PATHs are files or directories of a mounted archive. What is cached already is left out.
     """

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ls": ("xnatfs.cli.inspect", "ls", "List directories of an archive, without mounting it."),
     "stat": ("xnatfs.cli.inspect", "stat", "Show what is known of files and directories."),
     "cat": ("xnatfs.cli.inspect", "cat", "Write files of an archive to standard output."),
-    "get": ("xnatfs.cli.copy", "get", "Copy files or directories of an archive, without mounting it."),
+    "get": ("xnatfs.cli.copy", "get", "Copy a file or a directory of an archive, without mounting it."),
     "prefetch": ("xnatfs.cli.copy", "prefetch", "Fill the cache of a mount, ahead of use."),
     "status": ("xnatfs.cli.status", "status", "Show what is mounted and how it is doing."),
     "cache": ("xnatfs.cli.cache", "cache", "Look after the block cache on disk."),
