@@ -8,8 +8,8 @@ import pytest
 
 from xnatfs.cli.options import load_settings, parse_source
 from xnatfs.cli.sources import find_object_credentials
-from xnatfs.config import Credentials
-from xnatfs.errors import CredentialsError
+from xnatfs.config import Credentials, Source
+from xnatfs.errors import CredentialsError, UsageError
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIA1", "AWS_SECRET_ACCESS_KEY": "s3cret"}
 XNAT = {"XNAT_USER": "mary", "XNAT_PASS": "xnat-s3cret"}
@@ -101,3 +101,33 @@ def test_xnats_passwords_go_to_no_bucket(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["https://h", "http://h", "xnat://h"])
 def test_an_xnat_server_is_none_of_its_business(source: str, tmp_path: Path) -> None:
     assert found(source, KEYS, tmp_path) is None
+
+
+# --- TCIA -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("tcia://", "/"),
+        ("tcia:", "/"),
+        ("tcia://Demo Lung", "/Demo Lung"),
+        ("TCIA://CT%20Lymph%20Nodes/P1", "/CT Lymph Nodes/P1"),
+        ("tcia://C#/P/S", "/C/P/S"),
+        ("tcia://C/P/#S", "/C/P/S"),
+    ],
+)
+def test_a_collection_is_a_source_with_its_case_and_blanks(text: str, inside: str) -> None:
+    assert parse_source(text) == Source("tcia", "tcia:", inside)
+
+
+@pytest.mark.parametrize("name", ["some.tcia", "a b/some.TCIA", "./some.tcia", "~/some.tcia"])
+def test_a_manifest_is_a_source_by_its_absolute_path(name: str) -> None:
+    source = parse_source(f"{name}#/C/P")
+    assert (source.scheme, source.inside) == ("tcia", "/C/P")
+    assert Path(source.url) == Path(name).expanduser().absolute()
+
+
+def test_a_path_within_a_collection_does_not_go_up() -> None:
+    with pytest.raises(UsageError, match="goes up"):
+        parse_source("tcia://C/../D")

@@ -434,6 +434,8 @@ class NbiaArchive:
             self._stats.failed(str(error))
             log.warning("%s; its directory cannot be listed", error)
             raise
+        size = sum(one.size for one in learnt.files)
+        log.info("series %s: %d files, %.1f MB, in one transfer", fields["uid"], len(learnt.files), size / 1e6)
         document = {"token": learnt.token, "files": [[one.name, one.sop, one.size, one.md5] for one in learnt.files]}
         self._keeper.note(identifier, json.dumps(document, ensure_ascii=False))
         return learnt

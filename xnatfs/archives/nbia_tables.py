@@ -170,7 +170,8 @@ def series_of(row: Row, study: Row | None = None, what: str = "series") -> Serie
         sop_class_uid=_first(rows, "sopclassuid"),
         images=_number(_first(rows, "imagecount", "numberofimages")),
         size=_number(_first(rows, "filesize", "imagessize")),
-        stamp=_first(rows, "maxsubmissiontimestamp", "timestamp", "datereleased"),
+        # Told to parts of a second by one call and not by another, and with a T between: the same stamp for all that.
+        stamp=_first(rows, "maxsubmissiontimestamp", "timestamp", "datereleased").partition(".")[0].replace("T", " "),
         third_party=_first(rows, "thirdpartyanalysis", "3rdpartyanalysis"),
         about=_first(rows, "datadescriptionuri", "collectionuri"),
         license_name=_first(rows, "licensename"),
