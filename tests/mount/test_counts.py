@@ -72,6 +72,16 @@ def test_a_header_costs_a_quarter_of_a_megabyte_with_range(server: DemoServer, t
         assert 352 <= settled_bytes(server) <= 256 * 1024
 
 
+def test_a_file_read_in_order_with_range_comes_little_more_than_once(server: DemoServer, tmp_path: Path) -> None:
+    """The kernel reads ahead with several requests at once, in any order: none may fetch the rest a second time."""
+    server.switch(range=True)
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        path = mount.path / HUNDRED
+        size = path.stat().st_size
+        subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
+        assert settled_bytes(server) <= 1.05 * size
+
+
 def test_sixteen_readers_of_one_cold_file_fetch_it_once(server: DemoServer, tmp_path: Path) -> None:
     with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
         path = mount.path / HALF_GIGABYTE

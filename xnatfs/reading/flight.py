@@ -162,6 +162,14 @@ class Flight:
                 return transfer
         return None
 
+    def stop_before_next(self, start: int, stop: int) -> int:
+        """Under ``cond``: where a ranged transfer from ``start`` to ``stop`` meets one that was sent off ahead of it.
+
+        Of two reads side by side the second may come first: without this both would ask for the rest of the file.
+        """
+        ahead = [transfer.start for transfer in self.transfers if start < transfer.start < stop and not transfer.ended]
+        return min(ahead, default=stop)
+
     def advance(self, start: int, stop: int, window: int) -> None:
         """A reader is at [start, stop): let the transfer before it run on."""
         for transfer in self.transfers:

@@ -15,6 +15,10 @@ NEAR = MIB
 """Bytes a read may lie off the expected offset and still count as sequential: the kernel sends its read-ahead from
 several threads, and they arrive out of order."""
 
+NEAR_READS = 8
+"""The same in reads: on libfuse 3 a read-ahead is 1 MiB, and up to 12 are under way (libfuse's max_background). With
+NEAR alone each that came early counted as a jump, and a file read in order came up to five times."""
+
 STREAM_FROM = MIB
 """Bytes of window from which a ranged request asks for the rest of the file: back-pressure decides how much comes."""
 
@@ -34,7 +38,8 @@ class ReadPattern:
         0 for the first read and after a jump; then one grain, doubling with each sequential read up to ``max_window``.
         """
         expected = self._expected
-        if expected >= 0 and -NEAR <= start - expected <= NEAR:
+        near = max(NEAR, NEAR_READS * (stop - start))
+        if expected >= 0 and -near <= start - expected <= near:
             if stop > expected:
                 self._expected = stop
                 self._window = min(max(2 * self._window, GRAIN), max_window)

@@ -26,7 +26,8 @@ BODY_TRIES = 3
 this covers what it cannot see: a body that stops half-way."""
 
 JOIN_LIMIT = 8 * GRAIN
-"""Bytes a reader waits for a ranged transfer to come along before it starts one of its own nearer by."""
+"""Bytes a reader waits for a ranged transfer to come along before it starts one of its own nearer by; its own window
+when that is more: the kernel reads ahead with several requests at once, and the furthest may come first."""
 
 SCATTERED = 32 * 1024
 """Bytes up to which a read that follows no pattern takes its part of a cached block, not the block: reading and
@@ -230,7 +231,7 @@ class BlockReader:
                 with flight.cond:
                     piece = flight.passed(at, stop)
                     if piece is None:
-                        transfer = flight.covering(at, JOIN_LIMIT, self._slots.ranged)
+                        transfer = flight.covering(at, max(JOIN_LIMIT, window), self._slots.ranged)
                         if transfer is None and looked and not may_come:
                             transfer, leads = self._new_transfer(flight, at, stop, window, short), True
                         else:
@@ -276,7 +277,10 @@ class BlockReader:
         """Under the flight's condition. From the beginning of a grain, so that it can be kept, or ``exact``ly here."""
         transfer = Transfer(flight, self._archive, self._cache, self._config, self._slots, self._buffers)
         start = at if exact else at // GRAIN * GRAIN
-        transfer.begin(start, request_stop(start, stop, flight.size, window), stop, window)
+        asked_stop = request_stop(start, stop, flight.size, window)
+        if self._slots.ranged:
+            asked_stop = flight.stop_before_next(start, asked_stop)
+        transfer.begin(start, asked_stop, stop, window)
         flight.add(transfer)
         return transfer
 
