@@ -86,6 +86,19 @@ def test_a_file_that_is_replaced_under_a_reader_is_stale_and_then_new(tmp_path: 
         assert read(vfs, "/f") == LARGE[::-1]
 
 
+def test_links_to_files_are_files_and_what_could_hang_or_lead_in_a_ring_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "annex").mkdir()
+    (tmp_path / "annex" / "object").write_bytes(b"content")
+    (tmp_path / "file").symlink_to("annex/object")
+    (tmp_path / "ring").symlink_to(".")
+    (tmp_path / "broken").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    with closing(open_vfs(Config(Source("file", f"file://{tmp_path}"), read=ReadConfig(idle_s=0.2)))) as vfs:
+        assert sorted(node.name for node in vfs.listdir("/")) == ["annex", "file"]
+        assert vfs.lookup("/file").size == 7
+        assert read(vfs, "/file") == b"content"
+
+
 def test_a_stream_is_a_row_of_growing_ranges(archive: FsspecArchive) -> None:
     lengths = []
     FaultyFileSystem.fault = lambda data: (lengths.append(len(data)), data)[1]

@@ -92,7 +92,7 @@ class FsspecArchive:
                 raise NotFound(f"{directory.key or self.id}: is a file, not a directory")
             if not rows and fs.info(path)["type"] != "directory":
                 raise NotFound(f"{directory.key or self.id}: no such directory")
-            return rows
+            return [found for row in rows if (found := _followed(fs, row)) is not None]
 
         entries = [self._entry(directory.key, row) for row in self._call(ask, f"listing of {directory.key or self.id}")]
         return Listing(directory.listing, {directory.key: tuple(entry for entry in entries if entry.name)})
@@ -225,6 +225,19 @@ class _Stream:
 
     def close(self) -> None:
         self._closed = True
+
+
+def _followed(fs: Any, row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row that is a file or a directory. A link to a file is that file; other links could lead in a ring."""
+    if row["type"] in ("file", "directory"):
+        return row
+    if not (row.get("islink") or row["type"] == "link"):  # as the local one says it, and as sftp does
+        return None  # a device, a pipe
+    try:
+        target: dict[str, Any] = fs.info(row["name"])
+    except FileNotFoundError:
+        return None
+    return {**target, "name": row["name"]} if target["type"] == "file" else None
 
 
 def _joined(top: str, key: str) -> str:
