@@ -309,6 +309,38 @@ def test_a_doubtful_answer_for_a_file_is_an_error(
         archive.open_range(entry, 0, 100)
 
 
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("bytes 5000-5099/10240", UnexpectedReply),  # begins elsewhere
+        ("bytes 0-99/99999", StaleContent),  # of a file of another length
+        ("bytes 0-99/*", UnexpectedReply),
+        ("pages 0-99/10240", UnexpectedReply),
+        ("", UnexpectedReply),
+    ],
+)
+def test_a_content_range_that_is_not_what_was_asked_for_is_an_error(
+    server: ObjectServer, archive: S3Archive, said: str, error: type[ArchiveError]
+) -> None:
+    entry = file_in(archive, "ds/sub-01/anat/T1w.nii")
+    server.fault("T1w.nii", "wrong_range", etag=entry.version, said=said)
+    with pytest.raises(error):
+        archive.open_range(entry, 0, 100)
+
+
+def test_a_server_without_etags_is_held_to_its_dates(server: ObjectServer, vfs: ArchiveVFS) -> None:
+    server.etags = False
+    large = bytes(range(256)) * 20_000
+    server.fill("open", {"f": large})
+    handle = vfs.open("/f")
+    assert vfs.pread(handle, 0, 1000) == large[:1000]
+    server.buckets["open"]["f"] = Thing(large[::-1], time.time())
+    with pytest.raises(StaleContent):
+        vfs.pread(handle, len(large) - 1000, 1000)
+    vfs.release(handle)
+    assert read(vfs, "/f") == large[::-1]
+
+
 def test_slow_down_is_tried_again(server: ObjectServer, archive: S3Archive) -> None:
     server.fault("list-type=2", "status", times=2)
     assert archive.children(archive.root()).children["ds/"]

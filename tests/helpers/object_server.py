@@ -57,6 +57,7 @@ class ObjectServer:
         buckets: Bucket -> key -> thing; ``s3://bucket?endpoint=URL``.
         web: Path -> thing, shown as index pages below ``URL/web``; a path that ends in "/" makes an empty directory.
         ranges: Whether Range is honoured.
+        etags: Whether versions have a name, or only a date.
         page_keys: Keys in one listing at most.
         routes: Further answers: called with the handler for a path that begins so; True when answered.
     """
@@ -66,6 +67,7 @@ class ObjectServer:
         self.web: dict[str, Thing] = {}
         self.index_style = "apache"
         self.ranges = True
+        self.etags = True
         self.page_keys = 1000
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
@@ -102,7 +104,7 @@ class ObjectServer:
     def reset(self) -> None:
         self.faults.clear()
         self.asked.clear()
-        self.ranges, self.page_keys, self.index_style = True, 1000, "apache"
+        self.ranges, self.etags, self.page_keys, self.index_style = True, True, 1000, "apache"
 
     def targets(self, part: str = "") -> list[str]:
         return [asked.target for asked in self.asked if part in asked.target]
@@ -167,6 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted not in (None, etag):
             return self.refuse(412, "PreconditionFailed")
         about = {"ETag": etag, "Last_Modified": formatdate(thing.modified_s, usegmt=True), "Accept_Ranges": "bytes"}
+        if not self.server_state.etags:
+            del about["ETag"]
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if found is None or not self.server_state.ranges:
             return self.say(200, thing.data, thing.content_type, **about)
@@ -224,9 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
         if thing is None:
             return f"<CommonPrefixes><Prefix>{shown}</Prefix></CommonPrefixes>"
         when = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(thing.modified_s))
+        etag = f"<ETag>{escape(chr(34) + thing.etag + chr(34))}</ETag>" if self.server_state.etags else ""
         return (
-            f"<Contents><Key>{shown}</Key><LastModified>{when}</LastModified>"
-            f"<ETag>{escape(chr(34) + thing.etag + chr(34))}</ETag><Size>{len(thing.data)}</Size></Contents>"
+            f"<Contents><Key>{shown}</Key><LastModified>{when}</LastModified>{etag}"
+            f"<Size>{len(thing.data)}</Size></Contents>"
         )
 
     # --- index pages -------------------------------------------------------------------------------------------
@@ -317,9 +322,9 @@ def _short(handler: _Handler, at: int = 1000) -> bool:
     return True
 
 
-def _wrong_range(handler: _Handler) -> bool:
+def _wrong_range(handler: _Handler, etag: str = "?", said: str = "bytes 5000-5099/10240") -> bool:
     """A 206 that begins elsewhere."""
-    return handler.say(206, b"x" * 100, Content_Range="bytes 5000-5099/10240", ETag='"?"')
+    return handler.say(206, b"x" * 100, Content_Range=said, ETag=f'"{etag}"')
 
 
 def _raw(handler: _Handler, body: bytes = b"", content_type: str = "application/xml") -> bool:
