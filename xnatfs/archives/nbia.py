@@ -32,7 +32,6 @@ from urllib.parse import urlencode
 from xnatfs.archives import idc
 from xnatfs.archives.account import Guest
 from xnatfs.archives.base import BulkStream, Keeper, RangeStream
-from xnatfs.archives.beside import threads_beside
 from xnatfs.archives.http import HttpClient, Reply
 from xnatfs.archives.http_body import checked_body
 from xnatfs.archives.http_errors import BACKOFF_S, OddStatus, ServerFailed, Unreachable
@@ -97,8 +96,8 @@ SERIES_A_QUESTION = 5000
 SERIES_AT_ONCE = 3
 """Zips under way at the same time, as in the Data Retriever: the server packs each while it sends."""
 
-SERIES_KNOWN = 1024
-"""Series whose files are remembered in memory; the keeper remembers more."""
+SERIES_KNOWN = 64
+"""Series whose files are remembered in memory, about 200 KB each; the keeper remembers more."""
 
 MAX_MANIFEST = 64 << 20
 """Bytes: a published one with 19,000 series has 1.2 MB."""
@@ -337,7 +336,7 @@ class NbiaArchive:
             if self._closed:
                 raise Unavailable("the archive has been closed")
             if self._side is None:
-                self._side = threads_beside(self._connections, "xnatfs-nbia")
+                self._side = ThreadPoolExecutor(self._connections, "xnatfs-nbia")
             return self._side
 
     # --- a series ----------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from pyxnat.core.search import build_search_document
 
 from xnatfs.archives.account import Account
 from xnatfs.archives.base import BulkStream, RangeStream
-from xnatfs.archives.beside import threads_beside
 from xnatfs.archives.http import HttpClient
 from xnatfs.archives.http_body import checked_body, http_time_ns, is_page
 from xnatfs.archives.http_errors import PageReply, ServerFailed
@@ -229,7 +228,7 @@ class XnatArchive:
         """Several requests at once: the first on the caller's thread, the others beside it."""
         with self._lock:
             if self._side is None:
-                self._side = threads_beside(self._http_config.max_connections, "xnatfs-listing")
+                self._side = ThreadPoolExecutor(self._http_config.max_connections, "xnatfs-listing")
             side = self._side
         others = [side.submit(call) for call in calls[1:]]
         try:
