@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xnatfs.archives.base import Archive, Learning
 from xnatfs.archives.kept import KeptDocuments, OfflineArchive
-from xnatfs.blocks.base import BlockCache
+from xnatfs.blocks.base import BlockCache, Claims
 from xnatfs.buffers import BufferPool
 from xnatfs.config import MIB, CacheConfig, Config, ReadConfig
 from xnatfs.errors import UsageError
@@ -74,7 +74,7 @@ def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
     store = open_listings(config)
     if store is not None:
         archive = KeptDocuments(archive, store.document)
-    reader = BlockReader(archive, cache, _read_config(config), block_size, stats, buffers)
+    reader = BlockReader(archive, cache, _read_config(config), block_size, stats, buffers, open_claims(config))
     listings = ListingCache(archive, listing, store=store, stats=stats)
     return ArchiveVFS(archive, reader, listings, config.tree, inside=config.source.inside)
 
@@ -129,6 +129,13 @@ def open_cache(config: Config, stats: Stats, buffers: BufferPool | None = None) 
         disk = DiskBlocks(settings.directory, limit_bytes, settings.min_free, buffers)
         stats.gauges["cache_bytes"] = disk.used_bytes
     return TieredBlocks(memory, disk, PENDING_BYTES)
+
+
+def open_claims(config: Config) -> Claims | None:
+    """What keeps processes that share a cache directory from fetching a file twice; None without a directory."""
+    from xnatfs.blocks.claims import FileClaims
+
+    return None if config.cache.directory is None else FileClaims(config.cache.directory)
 
 
 def open_upkeep(settings: CacheConfig) -> StoreUpkeep:

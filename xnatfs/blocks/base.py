@@ -56,3 +56,52 @@ class BlockCache(Protocol):
     def close(self) -> None:
         """Finish pending writes and close files."""
         ...
+
+
+class Progress(NamedTuple):
+    """How far a process is with a content: [start, position) of a stream up to ``stop`` has passed.
+
+    Attributes:
+        stop: 0 while the archive has not answered.
+        when_s: When it was told, in seconds since the epoch.
+    """
+
+    start: int
+    position: int
+    stop: int
+    when_s: float
+
+
+class Claim(Protocol):
+    """Ours to fetch. ``before`` is the progress of the other process that had it last, None when none is known."""
+
+    @property
+    def before(self) -> Progress | None: ...
+
+    def moved(self, start: int, position: int, stop: int) -> None:
+        """Tell other processes how far the stream is."""
+        ...
+
+    def wanted(self) -> int:
+        """Up to where another process wants the stream to go on."""
+        ...
+
+    def release(self) -> None: ...
+
+
+class Claims(Protocol):
+    """Keeps processes that share a cache from fetching a file twice. Advice only: never waits, never raises."""
+
+    def take(self, content: ContentId) -> Claim | None:
+        """The claim on a content; None while another process has it. Where that cannot be told, it is ours."""
+        ...
+
+    def look(self, content: ContentId) -> Progress | None:
+        """How far its owner is, or was."""
+        ...
+
+    def want(self, content: ContentId, stop: int) -> None:
+        """Ask the owner to go on up to ``stop``."""
+        ...
+
+    def close(self) -> None: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from xnatfs.blocks.base import Block
+from xnatfs.blocks.base import Block, Claim
 from xnatfs.errors import ArchiveError, StaleContent
 from xnatfs.model import ContentId, Entry
 from xnatfs.reading.validators import validators_agree
@@ -54,6 +54,7 @@ class Flight:
         cold: True while nothing can be cached ahead of the one transfer: looking on disk for it is a waste.
         held: What the cache was told to evict last.
         opens: Handles open now.
+        claim: On the file among the processes that share the cache, while we have it; guarded by cond, read without.
         error: Set for good when this version can no longer be read; every read raises it.
     """
 
@@ -68,6 +69,7 @@ class Flight:
         self.cold = validator is None
         self.held: ContentId | None = None  # guarded by the reader's lock
         self.opens = 0  # guarded by the reader's lock
+        self.claim: Claim | None = None
         self.error: ArchiveError | None = None  # guarded by cond, set once
         self.transfers: tuple[Transfer, ...] = ()  # replaced under cond, read without
         self.rejections = 0  # bodies whose digest was wrong; written by the one transfer that sees it
@@ -83,6 +85,23 @@ class Flight:
                 self.validator = validator
                 self.content = with_validator(self.base, validator)
             return self.content if validators_agree(self.validator, validator) else None
+
+    def claimed(self, claim: Claim) -> Claim | None:
+        """Keep a claim until the last transfer has ended; one that is there already is given back."""
+        with self.cond:
+            if self.claim is not None:
+                return claim
+            self.claim = claim
+            return None
+
+    def unclaim(self) -> None:
+        """Give the claim up, unless a transfer is under way that needs it."""
+        with self.cond:
+            if self.transfers:
+                return
+            claim, self.claim = self.claim, None
+        if claim is not None:
+            claim.release()
 
     def fail(self, error: ArchiveError) -> None:
         with self.cond:

@@ -9,7 +9,7 @@ import threading
 import time
 
 from xnatfs.archives.base import Archive
-from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.blocks.base import BlockCache, BlockKey, Claims
 from xnatfs.buffers import BufferPool
 from xnatfs.config import ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
@@ -17,6 +17,7 @@ from xnatfs.model import ContentId, Entry
 from xnatfs.reading.bulk import BulkReader, Folder
 from xnatfs.reading.bulk_transfer import BulkTransfer
 from xnatfs.reading.flight import Flight, Need, with_validator
+from xnatfs.reading.neighbours import Neighbours
 from xnatfs.reading.prefetch import GRAIN, ReadPattern, request_stop
 from xnatfs.reading.transfer import Transfer
 from xnatfs.stats import Stats
@@ -60,6 +61,7 @@ class BlockReader:
         block_size: int,
         stats: Stats | None = None,
         buffers: BufferPool | None = None,
+        claims: Claims | None = None,
     ) -> None:
         if block_size % GRAIN:
             raise ValueError(f"block size {block_size} is not a multiple of {GRAIN}")
@@ -69,6 +71,8 @@ class BlockReader:
         self._block_size = block_size
         self._buffers = buffers or BufferPool(block_size, config.max_window // block_size)
         self._slots = TransferSlots(config.max_transfers, config.timeout_s, config.brief_transfers)
+        self._claims = claims
+        self._neighbours = None if claims is None else Neighbours(claims, cache)
         self._stats = stats or Stats()
         self._stats.gauges["transfers"] = lambda: self._slots.count
         self._lock = threading.Lock()
@@ -184,6 +188,8 @@ class BlockReader:
     def close(self) -> None:
         """Stop every transfer, so that reads waiting for one fail, then close the cache. Safe to call twice."""
         self._slots.close(CLOSE_S)
+        if self._claims is not None:
+            self._claims.close()
         self._cache.close()
 
     # --- inside ------------------------------------------------------------------------------------------------
@@ -224,6 +230,7 @@ class BlockReader:
         tries = 0
         looked = short = False
         may_come = file.folder is not None  # in a bulk stream
+        elsewhere = self._neighbours is not None  # another process may be fetching it
         need = flight.add_need(at, stop)  # from here on every piece that passes is kept for us
         try:
             while True:
@@ -232,16 +239,21 @@ class BlockReader:
                     piece = flight.passed(at, stop)
                     if piece is None:
                         transfer = flight.covering(at, max(JOIN_LIMIT, window), self._slots.ranged)
-                        if transfer is None and looked and not may_come:
+                        if transfer is None and looked and not may_come and not (elsewhere and flight.claim is None):
                             transfer, leads = self._new_transfer(flight, at, stop, window, short), True
                         else:
                             leads = False
                 if piece is not None:
                     target[: len(piece)] = piece
                     return len(piece)
-                if transfer is None and looked:
+                if transfer is None and looked and may_come:
                     may_come = False
                     looked = not self._brought(file)
+                    continue
+                if transfer is None and looked:
+                    elsewhere = False
+                    if count := self._from_neighbour(flight, at, target, window):
+                        return count
                     continue
                 if transfer is None:
                     looked = True  # it may have passed between our first look and the need
@@ -264,6 +276,22 @@ class BlockReader:
                     short = True  # the server sent less than was asked for, as it may
         finally:
             flight.drop_need(need)
+            if flight.claim is not None:
+                flight.unclaim()
+
+    def _from_neighbour(self, flight: Flight, at: int, target: memoryview, window: int) -> int:
+        """Copy what another process that fetches the file has put into the cache; 0 when it is ours to fetch."""
+        assert self._neighbours is not None
+        block_stop = min(flight.size, (at // self._block_size + 1) * self._block_size)
+        wanted = at + len(target) + max(window, GRAIN)
+
+        def look() -> int:
+            return self._from_cache(flight, at, target, window)
+
+        count = self._neighbours.bring(flight, at, block_stop, wanted, look, lambda: self._slots.closed)
+        with self._lock:
+            self._hold(flight)
+        return count
 
     def _brought(self, file: OpenFile) -> bool:
         """Whether a bulk stream has just brought the file; waits for one that will."""
@@ -336,6 +364,10 @@ class TransferSlots:
     @property
     def count(self) -> int:
         return len(self._active)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def acquire(self, transfer: Transfer | BulkTransfer) -> None:
         """Wait for a slot.

@@ -36,6 +36,9 @@ after a minute, and a connection is better given to somebody else."""
 HASH_AHEAD = 8
 """Blocks that may wait for the MD5 thread: MD5 runs at about 0.6 GB/s, a burst should not stop the socket."""
 
+TELL_S = 0.02
+"""How often other processes are told how far the stream is, and asked what they want of it: a system call each."""
+
 _FOREVER = 1 << 62
 
 
@@ -82,6 +85,7 @@ class Transfer:
         self._wanted_at = time.monotonic()
         self._progress = 0  # the last position that counted as progress, and when it was reached
         self._progress_at = 0.0
+        self._tell_after = 0.0
         self._stopping = False
         self._has_slot = False
         self.brief = flight.size <= buffers.size
@@ -164,6 +168,8 @@ class Transfer:
     def open(self) -> bool:
         """Send the request and check its answer. True when the body is short enough to be read by the caller itself."""
         flight = self._flight
+        if flight.claim is not None:
+            flight.claim.moved(self.start, self.start, 0)
         try:
             self._slots.acquire(self)
             self._has_slot = True
@@ -279,10 +285,26 @@ class Transfer:
     def _check_progress(self, position: int) -> None:
         """A server that drips a byte now and then never lets the socket time out: ask for a grain per timeout."""
         now = time.monotonic()
+        if now >= self._tell_after and self._flight.claim is not None:
+            self._tell(position)
         if position - self._progress >= GRAIN:
             self._progress, self._progress_at = position, now
         elif now - self._progress_at > self._config.timeout_s:
             raise TimedOut(f"{self._flight.entry.key}: under {GRAIN} bytes in {self._config.timeout_s:g} s")
+
+    def _tell(self, position: int) -> None:
+        """Let the processes that wait for this file know how far it is."""
+        claim, stream = self._flight.claim, self._stream
+        if claim is not None and stream is not None:
+            claim.moved(stream.start, position, stream.stop)
+        self._tell_after = time.monotonic() + TELL_S
+
+    def _heed(self) -> None:
+        """Under the condition: go on for a process that wants more than our readers do."""
+        claim = self._flight.claim
+        wanted = 0 if claim is None else claim.wanted()
+        if wanted > self._limit:
+            self._limit, self._wanted_at = wanted, time.monotonic()
 
     def _readinto(self, stream: RangeStream, view: memoryview) -> int:
         try:
@@ -313,7 +335,11 @@ class Transfer:
         """Back-pressure: sleep until a reader comes near. False when the transfer should end instead."""
         with self._cond:
             self.paused = True
+            self._tell(self.position)
             while self.position >= self._limit:
+                self._heed()
+                if self.position < self._limit:
+                    break
                 if self._stopping:
                     return False
                 idle_s = time.monotonic() - self._wanted_at
@@ -323,7 +349,7 @@ class Transfer:
                         return False
                     self._limit = _FOREVER
                     break
-                self._cond.wait(max(patience_s - idle_s, 0.05))
+                self._cond.wait(max(patience_s - idle_s, 0.05) if self._flight.claim is None else TELL_S)
             self.paused = False
         self._progress, self._progress_at = self.position, time.monotonic()
         return True
@@ -360,12 +386,15 @@ class Transfer:
         raise error
 
     def _end(self, error: ArchiveError | None) -> None:
+        self._tell(self.position)
         with self._cond:
             self.error = error
             self.ended = True
             stream, self._stream = self._stream, None
             self._flight.remove(self)
             self._flight.wake_all()
+        if self._flight.claim is not None:
+            self._flight.unclaim()
         if stream is not None:
             stream.close()
         if self._has_slot:
