@@ -23,6 +23,8 @@ url = sys.argv[1]
 fs, path = fsspec.url_to_fs(url)
 def digest(fs, path):
     return hashlib.md5(fs.cat_file(path)).hexdigest()
+def head(fs, path):
+    return hashlib.md5(fs.cat_file(path, 0, 20_000_000)).hexdigest()
 """
 
 
@@ -186,3 +188,19 @@ def test_a_header_costs_about_a_megabyte_of_a_gigabyte(server: DemoServer, tmp_p
     done = run("print(len(fs.open(path).read(352)))", url, tmp_path)
     assert (done.stdout, done.stderr) == ("352\n", "")
     assert sum(record["sent"] for record in server.data_requests()) <= 1_500_000
+
+
+def test_four_processes_fetch_one_cold_file_once_in_one_session(server: DemoServer, tmp_path: Path) -> None:
+    url = f"xnat+http://127.0.0.1:{server.port}/BIG/BIG_1/BIG_1_MR/scans/1-bold1g/NIFTI/bold_1g.nii"
+    server.switch(bandwidth=40_000_000)
+    program = """
+fs.info(path)
+with multiprocessing.get_context("spawn").Pool(4) as pool:
+    print(*set(pool.starmap(head, [(fs, path)] * 4, chunksize=1)))
+    pool.close()
+    pool.join()
+"""
+    done = run(program, url, tmp_path)
+    assert (len(done.stdout.split()), done.stderr) == (1, "")
+    assert len(server.data_requests()) == 1
+    assert server.log()["sessions"] == 1

@@ -31,6 +31,7 @@ import shutil
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -369,6 +370,7 @@ class DiskBlocks:
         self._damage_warning_after = 0.0
         self._holds: dict[str, int] = {}  # guarded by _holds_lock; tag -> readers
         self._holds_lock = threading.Lock()
+        _stores.add(self)
         self._uses: dict[str, None] = {}  # tags used since they were last written down; single operations only
         self._uses_after = 0.0  # monotonic; when to write them down
 
@@ -760,6 +762,27 @@ class DiskBlocks:
         if level == logging.WARNING:
             self._damage_warning_after = now + DAMAGE_WARNING_S
         log.log(level, "block cache %s: a block was dropped: %s; it will be fetched again", self._root, exc)
+
+
+# SQLite has locks of its own for the whole process: a child forked while another thread is in it could never open a
+# database. So a fork waits until none is; the child's stores are of no use to it, but new ones are.
+
+_stores: weakref.WeakSet[DiskBlocks] = weakref.WeakSet()
+_stopped: list[DiskBlocks] = []  # between before and after a fork
+
+
+def _before_fork() -> None:
+    for store in sorted(_stores, key=id):
+        store._lock.acquire()
+        _stopped.append(store)
+
+
+def _after_fork() -> None:
+    while _stopped:
+        _stopped.pop()._lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 # What opening a garbled or foreign database raises, in sqlite3 or in diskcache's reading of its Settings table.

@@ -283,7 +283,8 @@ class BlockReader:
         """Copy what another process that fetches the file has put into the cache; 0 when it is ours to fetch."""
         assert self._neighbours is not None
         block_stop = min(flight.size, (at // self._block_size + 1) * self._block_size)
-        wanted = at + len(target) + max(window, GRAIN)
+        # To the end of a block: only whole ones reach the cache.
+        wanted = -(-(at + len(target) + window) // self._block_size) * self._block_size
 
         def look() -> int:
             return self._from_cache(flight, at, target, window)
