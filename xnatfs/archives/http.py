@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 CONNECT_S = 10.0
 """Seconds for a TCP and TLS handshake: a host that takes longer is as good as away."""
 
-MAX_DOCUMENT = 1 << 30
-"""Bytes of one listing at most: a million files take about 300 MB of JSON."""
+MAX_DOCUMENT = 128 << 20
+"""Bytes of one document at most: 400,000 files of one session in JSON, which take 1 GB while they are read."""
 
 PIECE = 256 * 1024
 """Bytes asked of a document's body at once."""
@@ -237,7 +237,7 @@ class HttpClient:
         text = self.get_text(path, params)
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: arrays within arrays within arrays
             what = "something else" if text.strip() else "an empty body"
             raise UnexpectedReply(f"GET {path}: {what} in place of JSON") from error
 
@@ -320,15 +320,17 @@ class HttpClient:
             raise UnexpectedReply(f"{what}: status {reply.status}")
         pieces: list[bytes] = []
         length = 0
+        expected = content_length(reply)
+        if expected is not None and expected > MAX_DOCUMENT:
+            raise _too_long(what)
         started = time.monotonic()
         while piece := reply.read1(PIECE):
             pieces.append(piece)
             length += len(piece)
             if length > MAX_DOCUMENT:
-                raise UnexpectedReply(f"{what}: over {MAX_DOCUMENT} bytes")
+                raise _too_long(what)
             if time.monotonic() - started > self._config.timeout_s * (1 + length / PIECE):
                 raise TimedOut(f"{what}: {length} bytes in {self._config.timeout_s:g} s")
-        expected = content_length(reply)
         if expected is not None and length != expected:
             raise Unavailable(f"{what}: {length} of {expected} bytes")
         reply.close(reusable=True)
@@ -599,6 +601,12 @@ def _plain_body(raw: Any) -> Any:
 def content_length(reply: Reply) -> int | None:
     text = reply.headers.get("Content-Length", "")
     return int(text) if text.isdigit() else None
+
+
+def _too_long(what: str) -> UnexpectedReply:
+    return UnexpectedReply(
+        f"{what}: over {MAX_DOCUMENT >> 20} MiB", "no listing is that long: is this the right server?"
+    )
 
 
 def _cookies(reply: Reply) -> dict[str, str]:

@@ -32,6 +32,10 @@ from xnatfs.model import Entry, Listing
 
 log = logging.getLogger(__name__)
 
+MAX_DEPTH = 200
+"""Directories that one file may lie in, inside its resource; what is left of its path becomes its name. Paths that the
+system takes (4,096 bytes) could hold ten times as many, but no catalog of people does."""
+
 SITE = "site"
 _MD5 = re.compile("[0-9a-f]{32}")
 
@@ -610,7 +614,7 @@ def _owner_of_uri(prefix: str) -> tuple[str, str]:
 def _place(folder: _Folder, path: str, uri: str, row: Mapping[str, str], mtime_ns: int) -> None:
     name = path
     if "/" in path:
-        *directories, name = path.split("/")
+        *directories, name = path.split("/", MAX_DEPTH)
         for directory in directories:
             folder = folder.folder(directory)
     if name in folder.files:
