@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -55,6 +56,8 @@ def main() -> int:
             **machine(Path(room)),
             **versions(),
             "rounds": f"{bench.rounds} ({bench.few} of what takes long, 1 of the slow peers)",
+            "slow peers are stopped after": f"{bench.patience_s:.0f} s (pyxnat and xnatpy in number 10: twice that)",
+            "load average before": f"{os.getloadavg()[0]:.1f}",
             "sizes": "quick: smaller than those of the goals" if options.quick else SIZES,
         }
         path = options.json or RESULTS / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 from clients import api_client, curl_parallel, curl_zip, session_cookie
@@ -97,8 +99,11 @@ def scattered_files(bench: Bench) -> list[Row]:
     bench.server.switch(latency_s=LATENCY_S)
 
     def read_all(point: Path, paths: list[str], timeout_s: float | None = None) -> float:
+        start = time.monotonic()
         for path in paths:
             (point / path).stat()
+            if timeout_s is not None and time.monotonic() - start > timeout_s:
+                raise subprocess.TimeoutExpired("stat", timeout_s)
         names = b"\0".join(str(point / path).encode() for path in paths)
         counted: list[int] = []
         took = seconds(lambda: counted.append(_cat_all(names, timeout_s)))
