@@ -112,7 +112,8 @@ def headlines(document: Mapping[str, Any]) -> str:
     for line in HEADLINES:
         others = "; ".join(shown(name, *key) for name, key in line.others)
         lines.append(f"| {line.label} | {shown('', *line.ours)} | {others} |")
-    return "\n".join(lines) + "\n"
+    load = [str(value) for name, value in document["facts"].items() if name.startswith("load average")]
+    return "\n".join([*lines, *(f"\nLoad average of the machine: {value}." for value in load)]) + "\n"
 
 
 def write_block(page: Path, block: str) -> None:
