@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
+from importlib.metadata import entry_points
 from pathlib import Path
 from random import Random
 
@@ -368,6 +369,9 @@ def test_every_write_is_erofs(fs: ArchiveFileSystem, call: str, arguments: list[
         ("xnat+http://127.0.0.1:80/P/a%2Fb", "http://127.0.0.1", "/P/a%2Fb"),
         ("xnat://www.nitrc.org/ir#/ixi/S1", "https://www.nitrc.org/ir", "/ixi/S1"),
         ("xnat://host#/P/dir#/file", "https://host", "/P/dir#/file"),
+        ("openneuro://ds000228/sub-01/anat", "openneuro://ds000228", "/sub-01/anat"),
+        ("openneuro://ds000228/1.1.0#/sub-01", "openneuro://ds000228/1.1.0", "/sub-01"),
+        ("osf://axz5r/data", "osf://axz5r", "/data"),
     ],
 )
 def test_a_url_names_its_archive_and_its_path_and_comes_back(url: str, source: str, path: str) -> None:
@@ -376,6 +380,17 @@ def test_a_url_names_its_archive_and_its_path_and_comes_back(url: str, source: s
     assert (fs._source.url, found) == (source, path)
     again, back = fsspec.url_to_fs(fs.unstrip_protocol(found))
     assert (again._source.url, back) == (source, path)
+
+
+def test_a_collection_of_tcia_comes_back_as_its_url() -> None:
+    fs, path = fsspec.url_to_fs("tcia://Demo Lung/DL-0001")
+    assert (fs._source.inside, path) == ("/Demo Lung", "/DL-0001")
+    assert fs.unstrip_protocol(path) == "tcia://Demo Lung/DL-0001"
+
+
+def test_every_protocol_has_its_entry_point() -> None:
+    found = {point.name for point in entry_points(group="fsspec.specs") if "xnatfs" in point.value}
+    assert found == set(ArchiveFileSystem.protocol)
 
 
 def test_a_source_may_be_given_by_itself() -> None:

@@ -5,8 +5,9 @@ fsspec's own caches are not used. The only importer of fsspec. Safe from any thr
 pickle holds the source and the options, never a password; the other side finds its credentials as any command does.
 
 URLs: ``xnat://host[:port]/PROJECT/...`` (https), ``xnat+http://...`` (http, for a server on this machine), and with a
-"#" where the archive has a context path: ``xnat://host/context#/PROJECT/...``. What follows is a path as ``ls`` shows
-it. Or the source by itself, and bare paths: ``fsspec.filesystem("xnat", source="https://host/context#/PROJECT")``.
+"#" where the archive has a context path: ``xnat://host/context#/PROJECT/...``. Other archives go by their own schemes,
+as in ``openneuro://ds000228/sub-01/...``. What follows the archive is a path as ``ls`` shows it. Or the source by
+itself, and bare paths: ``fsspec.filesystem("xnat", source="https://host/context#/PROJECT")``.
 Further options are those of the command line, with ``_`` for ``-``: ``cache_dir``, ``cache_size``, ``user``, ...
 """
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 SOURCES = {
     "xnat": "https://",
     "xnat+http": "http://",
+    "openneuro": "openneuro://",
+    "osf": "osf://",
+    "tcia": "tcia://",
 }
 """Protocol of a URL -> how the SOURCE begins that it stands for. A row here needs one in pyproject's fsspec.specs."""
 
@@ -110,8 +114,10 @@ class ArchiveFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         """The URL of a path, which opens it anywhere."""
         transport, _, server = self._source.url.partition("://")
         path = self._source.inside.rstrip("/") + self._strip_protocol(name)
+        if not server:  # tcia, whose collections are the first names of its paths
+            return f"{self._source.scheme}:/{path}"
         mark = "#" if "/" in server or "#/" in path else ""
-        protocol = next(key for key, prefix in SOURCES.items() if prefix == f"{transport}://")
+        protocol = next((key for key, prefix in SOURCES.items() if prefix == f"{transport}://"), transport)
         return f"{protocol}://{server}{mark}{path}"
 
     @property
