@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.helpers.mounting import Mount
 from tests.helpers.outcomes import Outcome, cat
 from tests.helpers.server import DemoServer
@@ -67,6 +69,14 @@ class TrueBytes:
     def assert_right(self, data: bytes) -> None:
         assert len(data) == self.size
         assert hashlib.md5(data, usedforsecurity=False).hexdigest() == self.md5
+
+
+def sampled(rows: Mapping[str, Any], every: int) -> list[Any]:
+    """The rows of a table as parameters, by name; the short mode takes one in ``every`` of them."""
+    return [
+        pytest.param(row, id=name, marks=[pytest.mark.slow] if number % every else [])
+        for number, (name, row) in enumerate(rows.items())
+    ]
 
 
 class Bench:

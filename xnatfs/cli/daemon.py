@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 END_LIMIT_S = 5.0  # for a process that has failed, or was told to end, to be gone
 POLL_S = 0.01
+END_GRACE_S = 2.0  # for the process of a mount that has been taken away to end by itself
 
 SECRET_WORDS = ("PASS", "SECRET", "TOKEN")
 
@@ -282,6 +283,9 @@ def _make_private(directory: Path) -> None:
 def end_of(device: str, uid: int, limit_s: float) -> Iterator[None]:
     """Wait, on leaving, until the process that serves the mount ``device`` of user ``uid`` has ended.
 
+    One that does not end by itself is told to: reads of a silent server keep it until their timeouts, though nobody
+    waits for them any more.
+
     Raises:
         XnatfsError: it is still there after ``limit_s``.
     """
@@ -293,10 +297,19 @@ def end_of(device: str, uid: int, limit_s: float) -> Iterator[None]:
         return
     try:
         yield
-        deadline_s = time.monotonic() + limit_s
+        started_s = time.monotonic()
+        told = False
         while not _unlocked(descriptor):
-            if time.monotonic() > deadline_s:
-                raise XnatfsError(f"umount: unmounted, but its process ({_pid(descriptor)}) has not ended yet")
+            waited_s = time.monotonic() - started_s
+            if waited_s > limit_s:
+                raise XnatfsError(
+                    f"umount: unmounted, but its process (pid {_pid(descriptor) or 'unknown'}) has not ended yet"
+                )
+            if waited_s > END_GRACE_S and not told:
+                told = True
+                if pid := _pid(descriptor):
+                    with contextlib.suppress(OSError):  # another user's, which only root may tell
+                        os.kill(pid, signal.SIGTERM)
             time.sleep(POLL_S)
     finally:
         os.close(descriptor)
@@ -310,7 +323,8 @@ def _unlocked(descriptor: int) -> bool:
     return True
 
 
-def _pid(descriptor: int) -> str:
+def _pid(descriptor: int) -> int:
+    """The process that holds a record's lock, by what it has written there; 0 when it does not say."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return f"pid {int(json.loads(os.pread(descriptor, 4096, 0))['pid'])}"
-    return "pid unknown"
+        return max(0, int(json.loads(os.pread(descriptor, 4096, 0))["pid"]))
+    return 0

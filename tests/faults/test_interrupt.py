@@ -1,0 +1,95 @@
+"""While a server is silent: stuck readers can be killed, everything else answers, and the mount can go."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.matrix import Bench, TrueBytes
+from tests.helpers.mounting import is_mounted, mounted, user_environment, xnatfs
+from tests.helpers.outcomes import cat, ls
+from tests.helpers.server import DemoServer
+
+pytestmark = pytest.mark.fuse
+
+LONG_S = 60.0  # --timeout: nothing here may wait for it
+SOON_S = 3.0
+STUCK = 24  # readers: three times the connections
+
+
+@pytest.fixture(params=["3", pytest.param("2", marks=pytest.mark.slow)])
+def stuck(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Bench, list[subprocess.Popen[bytes]]]]:
+    """A mount and readers that a silent server keeps waiting, each on a file of its own."""
+    arguments = ("--timeout", f"{LONG_S}s", "--fuse", request.param, "--no-bulk")
+    with (
+        DemoServer(sample="full") as server,
+        mounted(server.url, tmp_path, *arguments, user="demo", password="demo") as mount,
+    ):
+        bench = Bench(server, mount)
+        files = [bench.fresh() for _ in range(STUCK)]
+        server.fault("/files/", "stall", at=1000, times=None)
+        readers = [start(file) for file in files]
+        time.sleep(1.0)
+        assert all(reader.poll() is None for reader in readers)
+        try:
+            yield bench, readers
+        finally:
+            for reader in readers:
+                reader.kill()
+                reader.wait(SOON_S)
+
+
+def start(file: TrueBytes) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["cat", str(file.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stuck_reader_ends_at_a_signal(
+    stuck: tuple[Bench, list[subprocess.Popen[bytes]]], number: signal.Signals
+) -> None:
+    _, readers = stuck
+    for reader in readers:
+        reader.send_signal(number)
+    deadline = time.monotonic() + SOON_S
+    for reader in readers:
+        assert reader.wait(max(0.1, deadline - time.monotonic())) == -number
+
+
+def test_known_folders_and_cached_files_answer_beside_stuck_readers(tmp_path: Path) -> None:
+    with (
+        DemoServer(sample="full") as server,
+        mounted(server.url, tmp_path, "--timeout", f"{LONG_S}s", "--no-bulk", user="demo", password="demo") as mount,
+    ):
+        bench = Bench(server, mount)
+        known, fresh = bench.fresh(), [bench.fresh() for _ in range(STUCK)]
+        known.assert_right(cat(known.path, SOON_S).output)
+        server.fault("/files/", "stall", at=1000, times=None)
+        readers = [start(file) for file in fresh]
+        try:
+            time.sleep(1.0)
+            assert ls(mount.path / "BENCH/BENCH_1", SOON_S).code == 0
+            known.assert_right(cat(known.path, SOON_S).output)
+        finally:
+            for reader in readers:
+                reader.kill()
+                reader.wait(SOON_S)
+
+
+def test_umount_works_once_stuck_readers_are_killed(stuck: tuple[Bench, list[subprocess.Popen[bytes]]]) -> None:
+    bench, readers = stuck
+    for reader in readers:
+        reader.kill()
+        reader.wait(SOON_S)
+    environment = user_environment(bench.mount.room / "home", "demo", "demo")
+    started = time.monotonic()
+    done = xnatfs("umount", bench.mount.path, environment=environment)
+    assert (done.returncode, time.monotonic() - started < 8 * SOON_S) == (0, True), done.stderr
+    assert not is_mounted(bench.mount.path)
+    process = bench.mount.process
+    assert process is not None
+    assert process.wait(5 * SOON_S) == 0
