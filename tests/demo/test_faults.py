@@ -194,6 +194,54 @@ def test_chunked_cut_has_no_length_and_no_end(server: DemoServer, wire: Any, con
     assert content.startswith(caught.value.partial)
 
 
+def test_a_doubled_length_never_ends_well(server: DemoServer, wire: Any, content: bytes) -> None:
+    server.fault("anatomical", "length_doubled")
+    with pytest.raises(http.client.IncompleteRead) as caught:
+        wire()
+    assert (caught.value.partial, caught.value.expected) == (content, SIZE)
+
+
+@pytest.mark.parametrize(("kind", "more"), [("chunked", b""), ("chunked_longer", b"!")])
+def test_chunked_has_no_length(server: DemoServer, wire: Any, content: bytes, kind: str, more: bytes) -> None:
+    server.fault("anatomical", kind)
+    _, headers, body = wire()
+    assert "Content-Length" not in headers
+    assert body == content + more
+
+
+@pytest.mark.parametrize(("at", "length"), [(None, SIZE), (5000, 5000)])
+def test_unframed_ends_with_the_connection(
+    server: DemoServer, wire: Any, content: bytes, at: int | None, length: int
+) -> None:
+    server.fault("anatomical", "unframed", at=at)
+    status, headers, body = wire()
+    assert (status, headers["Connection"]) == (200, "close")
+    assert not {"Content-Length", "Transfer-Encoding"} & set(headers)
+    assert body == content[:length]
+
+
+def test_half_range_is_an_honest_206_of_less_than_asked_for(server: DemoServer, wire: Any, content: bytes) -> None:
+    server.fault("anatomical", "half_range")
+    status, headers, body = wire(headers={"Range": "bytes=1000-1999"})
+    assert (status, headers["Content-Range"]) == (206, f"bytes 1000-1499/{SIZE}")
+    assert body == content[1000:1500]
+
+
+def test_bare_206_does_not_say_what_it_holds(server: DemoServer, wire: Any, content: bytes) -> None:
+    server.switch(range=True)
+    server.fault("anatomical", "bare_206")
+    status, headers, body = wire(headers={"Range": "bytes=1000-1999"})
+    assert (status, "Content-Range" in headers, body) == (206, False, content[1000:2000])
+
+
+def test_content_range_says_what_the_test_wants(server: DemoServer, wire: Any, content: bytes) -> None:
+    server.switch(range=True)
+    server.fault("anatomical", "content_range", value="items {first}-{last}/{total}0")
+    status, headers, body = wire(headers={"Range": "bytes=1000-1999"})
+    assert (status, headers["Content-Range"]) == (206, f"items 1000-1999/{SIZE}0")
+    assert body == content[1000:2000]
+
+
 def test_a_zip_can_be_cut_too(server: DemoServer, wire: Any) -> None:
     server.fault("format=zip", "reset", at=100_000)
     with pytest.raises((ConnectionResetError, http.client.IncompleteRead)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.faults.matrix import BOUND_S, FAILED, HEAL_S, TIMEOUT_S, Bench, sampl
 from tests.helpers.mounting import Mount, mounted
 from tests.helpers.outcomes import Handle, Outcome, cat, ls, run_tool
 from tests.helpers.server import DemoServer
-from tests.helpers.truth import TrueFile, project_truth
+from tests.helpers.truth import TrueFile, project_truth, tree_path
 
 pytestmark = [pytest.mark.fuse, pytest.mark.tools]
 
@@ -154,6 +155,42 @@ def test_dcm2niix_makes_the_same_image_through_a_tenth_of_failures(
             (calm / row["name"]).write_bytes(server.content(row["uri"]))
     convert(calm, tmp_path / "calm")
     assert images(tmp_path / "stormy") == images(tmp_path / "calm") != {}
+
+
+NIBABEL = "import nibabel, sys; print(nibabel.load(sys.argv[1]).get_fdata().tobytes().hex()[:100000])"
+PYDICOM = """
+import pathlib, pydicom, sys
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    dataset = pydicom.dcmread(path)
+    print(path.name, dataset.SOPInstanceUID, hash(dataset.pixel_array.tobytes()))
+"""
+
+
+def test_rsync_tar_nibabel_and_pydicom_read_the_truth_through_a_tenth_of_failures(
+    server: DemoServer, mount: Mount, truth: dict[str, TrueFile], tmp_path: Path
+) -> None:
+    calm = tmp_path / "calm"
+    for row in server.truth("DEMO"):
+        if row["experiment"] == "DEMO_001_MR1" and row["area"] == "scans":
+            place = calm / tree_path(row)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(server.content(row["uri"]))
+    storm(server, 0.1, (502, 503, 504))
+    source = mount.path / "DEMO"
+    scan = f"{SESSION}/scans/1-T1w"
+    rsync = run_tool(["rsync", "-a", f"{source / scan}/", tmp_path / "rsync"], COPY_S)
+    assert (assert_right_or_named(tmp_path / "rsync", below(truth, scan), rsync), rsync.code) == (25, 0), rsync.said
+    tar = run_tool(["tar", "-C", source / SERIES, "-cf", tmp_path / "series.tar", "."], COPY_S)
+    (tmp_path / "tar").mkdir()
+    run_tool(["tar", "-C", tmp_path / "tar", "-xf", tmp_path / "series.tar"], COPY_S)
+    assert (assert_right_or_named(tmp_path / "tar", below(truth, SERIES), tar), tar.code) == (12, 0), tar.said
+    for program, path in ((NIBABEL, f"{SESSION}/scans/3-bold_rest (AP)/NIFTI/example4d.nii.gz"), (PYDICOM, SERIES)):
+        seen = [
+            run_tool(["env", "PYTHONHASHSEED=0", sys.executable, "-c", program, top / path], COPY_S)
+            for top in (source, calm)
+        ]
+        assert [outcome.code for outcome in seen] == [0, 0], seen[0].said
+        assert seen[0].output == seen[1].output != b""
 
 
 def convert(source: Path, to: Path) -> None:
