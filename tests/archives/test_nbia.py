@@ -19,6 +19,7 @@ from tests.helpers.trees import run_together
 from xnatfs.archives.nbia import NbiaArchive
 from xnatfs.archives.nbia_manifest import parse_manifest
 from xnatfs.archives.nbia_tree import listing_id
+from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import CacheConfig, Config, Credentials, HttpConfig, Source, TciaConfig, TreeConfig
 from xnatfs.errors import (
     AccessDenied,
@@ -34,6 +35,7 @@ from xnatfs.errors import (
 )
 from xnatfs.factory import open_vfs
 from xnatfs.model import Entry, Listing
+from xnatfs.reading.keeping import CacheKeeper
 from xnatfs.stats import Stats
 from xnatfs.tree.vfs import ArchiveVFS
 
@@ -420,6 +422,23 @@ def test_a_file_that_has_changed_is_stale_and_its_series_is_asked_for_anew(
     server.clear_log()
     digests = {digest for _, digest in truth_of(server, SLICES).values()}
     assert {one.digest for one in files_of(archive, SLICES)} == digests
+    assert paths(server).count("getImage") == 1
+
+
+def test_what_an_earlier_mount_has_learnt_is_not_believed_once_it_proved_wrong(
+    server: DemoServer, connect: Connect
+) -> None:
+    cache = MemoryBlocks(64 << 20)
+    for archive in (first := connect(SLICES), second := connect(SLICES)):
+        archive.keep_with(CacheKeeper(archive.id, cache, 1 << 20))
+    files = files_of(first, SLICES)
+    server.clear_log()
+    assert files_of(second, SLICES) == files
+    assert "getImage" not in paths(server)
+    with pytest.raises(StaleContent):
+        read(second, replace(files[0], size=1))
+    assert files_of(second, SLICES) != files  # another transfer, another version
+    assert {entry.digest for entry in files_of(second, SLICES)} == {entry.digest for entry in files}
     assert paths(server).count("getImage") == 1
 
 

@@ -36,7 +36,7 @@ SILENT = ("stall", "drip")
 
 @pytest.fixture(autouse=True)
 def _reports_are_not_the_subject() -> Iterator[None]:
-    logger = logging.getLogger("xnatfs.archives.nbia")
+    logger = logging.getLogger("xnatfs.archives.nbia_learning")
     logger.setLevel(logging.CRITICAL)
     yield
     logger.setLevel(logging.NOTSET)

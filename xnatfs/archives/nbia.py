@@ -11,21 +11,16 @@ its one download, and its files go to the keeper.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
-import secrets
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import md5, sha256
 from pathlib import Path
-from random import uniform
 from typing import TypeVar
 from urllib.parse import urlencode
 
@@ -34,19 +29,16 @@ from xnatfs.archives.account import Guest
 from xnatfs.archives.base import BulkStream, Keeper, RangeStream
 from xnatfs.archives.http import HttpClient, Reply
 from xnatfs.archives.http_body import checked_body
-from xnatfs.archives.http_errors import BACKOFF_S, OddStatus, ServerFailed, Unreachable
+from xnatfs.archives.http_errors import OddStatus, ServerFailed
 from xnatfs.archives.idc_index import IdcIndex, Place
+from xnatfs.archives.nbia_learning import SeriesLearner
 from xnatfs.archives.nbia_login import TokenAccount, log_in
 from xnatfs.archives.nbia_manifest import Manifest, parse_manifest
 from xnatfs.archives.nbia_series import (
-    NoKeeper,
-    Received,
     SeriesBody,
     SeriesBulk,
-    Wanted,
     open_member,
     open_series,
-    receive,
 )
 from xnatfs.archives.nbia_tables import Row, Series, parse_rows, series_of, time_ns
 from xnatfs.archives.nbia_tree import (
@@ -60,7 +52,6 @@ from xnatfs.archives.nbia_tree import (
     Branch,
     collections_listing,
     directory_key,
-    file_key,
     listing_id,
     only_entry,
     parse_file_key,
@@ -72,11 +63,9 @@ from xnatfs.config import Config, Credentials, HttpConfig, TciaConfig, TreeConfi
 from xnatfs.errors import (
     AccessDenied,
     ArchiveError,
-    CorruptContent,
     LoginFailed,
     NotFound,
     StaleContent,
-    TimedOut,
     Unavailable,
     UnexpectedReply,
     UsageError,
@@ -93,12 +82,6 @@ SERVICES = "/nbia-api/services"
 SERIES_A_QUESTION = 5000
 """UIDs in one request for descriptions, about 300 KB of form: half of what other clients send."""
 
-SERIES_AT_ONCE = 3
-"""Zips under way at the same time, as in the Data Retriever: the server packs each while it sends."""
-
-SERIES_KNOWN = 64
-"""Series whose files are remembered in memory, about 200 KB each; the keeper remembers more."""
-
 MAX_MANIFEST = 64 << 20
 """Bytes: a published one with 19,000 series has 1.2 MB."""
 
@@ -107,14 +90,6 @@ LIMITED = "access may be limited: ask the archive for access, then give --user a
 _UID = re.compile(r"[0-9.]{1,64}")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """The files of one series, as they passed."""
-
-    token: str
-    files: tuple[Received, ...]
 
 
 class NbiaArchive:
@@ -143,7 +118,6 @@ class NbiaArchive:
         self._timeout_s = http.timeout_s
         self._connections = http.max_connections
         retries = manifest.retries if manifest is not None else None
-        self._retries = http.retries if retries is None else retries
         self._stats = stats or Stats()
         nobody = HttpClient(server, http, Guest(), user_agent, self._stats)
         account = (
@@ -155,13 +129,9 @@ class NbiaArchive:
         self._http = HttpClient(server, http, account, user_agent, self._stats)
         self._clients = (nobody, self._buckets, self._http)
         self._index = IdcIndex(tcia.idc_index)
-        self._keeper: Keeper = NoKeeper()
+        self._learner = SeriesLearner(self._open_zip, http.retries if retries is None else retries, self._stats)
         self._documents = DocumentStore()
-        self._at_once = threading.BoundedSemaphore(SERIES_AT_ONCE)
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, Learnt] = OrderedDict()  # guarded by _lock; by the id of the series' listing
-        self._flights: dict[str, Future[Learnt]] = {}  # guarded by _lock
-        self._bodies: set[SeriesBody] = set()  # guarded by _lock: zips under way
         self._closed = False  # guarded by _lock
         self._side: ThreadPoolExecutor | None = None  # guarded by _lock
         self._api = "v4"
@@ -186,7 +156,7 @@ class NbiaArchive:
         return cls(manifest, server, config.credentials, config.http, config.tree, tcia, user_agent, stats)
 
     def keep_with(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+        self._learner.keeper = keeper
 
     def root(self) -> Entry:
         return Entry(name="", key=ROOT, is_dir=True, listing=self._root_id())
@@ -195,9 +165,7 @@ class NbiaArchive:
         with self._lock:
             self._closed = True
             side, self._side = self._side, None
-            bodies = list(self._bodies)
-        for body in bodies:
-            body.interrupt()
+        self._learner.close()
         if side is not None:
             side.shutdown(wait=False, cancel_futures=True)
         for client in self._clients:
@@ -351,7 +319,7 @@ class NbiaArchive:
                 return files
         if fields["images"] == "1" and size:
             return (only_entry(uid, size, stamp, mtime_ns),)
-        learnt = self._learn(directory.listing, fields)
+        learnt = self._learner.learn(directory.listing, fields)
         return received_entries(uid, learnt.token, learnt.files, mtime_ns)
 
     def _in_bucket(self, fields: Mapping[str, str]) -> tuple[Entry, ...] | None:
@@ -379,101 +347,6 @@ class NbiaArchive:
             log.info("series %s is taken from NBIA: %s", uid, error)
             return None
         return files
-
-    def _learn(self, identifier: str, fields: Mapping[str, str]) -> Learnt:
-        """The files of a series, for which it is transferred once, whoever asks and however many do."""
-        with self._lock:
-            known = self._known.get(identifier)
-            if known is not None:
-                self._known.move_to_end(identifier)
-                return known
-            flight = self._flights.get(identifier)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[identifier] = Future()
-        if not leads:
-            try:
-                return flight.result()
-            except ArchiveError as error:
-                raise type(error)(str(error), error.hint) from error
-        try:
-            learnt = self._recalled(identifier) or self._received(identifier, fields)
-        except BaseException as error:
-            with self._lock:
-                del self._flights[identifier]
-            flight.set_exception(error if isinstance(error, ArchiveError) else Unavailable("interrupted"))
-            raise
-        with self._lock:
-            del self._flights[identifier]
-            self._known[identifier] = learnt
-            while len(self._known) > SERIES_KNOWN:
-                self._known.popitem(last=False)
-        flight.set_result(learnt)
-        return learnt
-
-    def _recalled(self, identifier: str) -> Learnt | None:
-        """What an earlier mount has learnt of it, or another one that shares the cache."""
-        try:
-            document = json.loads(self._keeper.recall(identifier) or "null")
-            return document and Learnt(
-                str(document["token"]),
-                tuple(Received(str(name), str(sop), int(size), str(md5)) for name, sop, size, md5 in document["files"]),
-            )
-        except (ValueError, KeyError, TypeError):
-            return None
-
-    def _received(self, identifier: str, fields: Mapping[str, str]) -> Learnt:
-        """Transfer the series, again where it comes damaged or short, and leave its files with the keeper."""
-        try:
-            with self._at_once:
-                learnt = self._tried(fields)
-        except AccessDenied:
-            raise  # that is how it is, and no failure
-        except ArchiveError as error:
-            self._stats.failed(str(error))
-            log.warning("%s; its directory cannot be listed", error)
-            raise
-        size = sum(one.size for one in learnt.files)
-        log.info("series %s: %d files, %.1f MB, in one transfer", fields["uid"], len(learnt.files), size / 1e6)
-        document = {"token": learnt.token, "files": [[one.name, one.sop, one.size, one.md5] for one in learnt.files]}
-        self._keeper.note(identifier, json.dumps(document, ensure_ascii=False))
-        return learnt
-
-    def _tried(self, fields: Mapping[str, str]) -> Learnt:
-        uid = fields["uid"]
-        attempt = 0
-        while True:
-            attempt += 1
-            wanted = Wanted(uid, int(fields["images"]), int(fields["size"]), secrets.token_hex(8))
-            opened = False
-            try:
-                body = self._open_zip(uid)  # tries again by itself
-                opened = True
-                return Learnt(wanted.token, tuple(self._received_from(body, wanted)))
-            except AccessDenied:
-                raise
-            except ArchiveError as error:
-                again = opened and isinstance(error, CorruptContent | Unavailable) and not self._closed
-                if not again or isinstance(error, Unreachable | TimedOut) or attempt > self._retries:
-                    what = "" if uid in str(error) else f"series {uid}: "
-                    tries = f" after {attempt} tries" if attempt > 1 else ""
-                    raise type(error)(f"{what}{error}{tries}", error.hint) from error
-                log.info("%s; asking for series %s again", error, uid)
-            self._stats.retries += 1
-            time.sleep(BACKOFF_S * 2 ** (attempt - 1) * uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
-
-    def _received_from(self, body: SeriesBody, wanted: Wanted) -> list[Received]:
-        with self._lock:
-            self._bodies.add(body)
-            closed = self._closed
-        try:
-            if closed:
-                raise Unavailable("the archive has been closed")
-            return receive(body, wanted, self._keeper, lambda name, sop: file_key(wanted.uid, name, sop))
-        finally:
-            with self._lock:
-                self._bodies.discard(body)
-            body.close()
 
     def _open_zip(self, uid: str) -> SeriesBody:
         def ask(api: str) -> SeriesBody:
@@ -512,7 +385,7 @@ class NbiaArchive:
             raise NotFound(f"series {uid}: no longer on the server")
         one = described[0]
         fields = {"uid": uid, "images": str(one.images), "size": str(one.size), "stamp": one.stamp}
-        learnt = self._learn(listing_id(SERIES, **fields), fields)
+        learnt = self._learner.learn(listing_id(SERIES, **fields), fields)
         for file in received_entries(uid, learnt.token, learnt.files, entry.mtime_ns):
             if (sop and file.id == sop) or (not sop and file.name == name):
                 return replace(entry, size=file.size, version=file.version, digest=file.digest)
@@ -531,7 +404,7 @@ class NbiaArchive:
         try:
             return self._image(entry, uid, sop, stop) if sop else self._member(entry, uid, name)
         except StaleContent:
-            self._forget(uid)
+            self._learner.doubt(uid)
             raise
 
     def open_bulk(self, files: Sequence[Entry]) -> BulkStream | None:
@@ -572,15 +445,6 @@ class NbiaArchive:
         if found is None:
             raise NotFound(f"{name} of series {uid}: not in the series")
         return found
-
-    def _forget(self, uid: str) -> None:
-        """What was learnt of a series has proved wrong."""
-        with self._lock:
-            wrong = [identifier for identifier in self._known if parse_listing_id(identifier)[1].get("uid") == uid]
-            for identifier in wrong:
-                del self._known[identifier]
-        for identifier in wrong:
-            self._keeper.note(identifier, "")
 
 
 @contextlib.contextmanager
