@@ -139,7 +139,8 @@ class Mount:
 
     def start(self) -> None:
         """Mount, and return when the mount answers."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not is_mounted(self.path):  # a dead one cannot even be looked at
+            self.path.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "xnatfs", "mount", "--foreground", "-v", "--cache-dir", str(self.cache)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
