@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from xnatfs.cli.credentials import find_credentials, travels_in_clear
-from xnatfs.cli.options import Settings, load_settings, parse_source
+from xnatfs.cli.options import Settings, load_settings
+from xnatfs.cli.sources import parse_source
 from xnatfs.config import Credentials
 from xnatfs.errors import CredentialsError
 

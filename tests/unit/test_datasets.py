@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from xnatfs.archives.base import Archive
-from xnatfs.cli.options import parse_source
+from xnatfs.cli.sources import parse_source
 from xnatfs.config import Config, Source
 from xnatfs.datasets import ACCESS, Dataset, search, source_of, table
 from xnatfs.errors import UsageError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from xnatfs.cli.options import OPTIONS, Settings, default_session_dir, load_settings, parse_pairs, parse_source
+from xnatfs.cli.options import OPTIONS, Settings, default_session_dir, load_settings, parse_pairs
+from xnatfs.cli.sources import parse_source
 from xnatfs.config import Config, Credentials, Source
 from xnatfs.errors import UsageError
 

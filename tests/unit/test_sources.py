@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from xnatfs.cli.options import load_settings, parse_source
-from xnatfs.cli.sources import find_object_credentials
+from xnatfs.cli.object_credentials import find_object_credentials
+from xnatfs.cli.options import load_settings
+from xnatfs.cli.sources import parse_source
 from xnatfs.config import Credentials, Source
 from xnatfs.errors import CredentialsError, UsageError
 

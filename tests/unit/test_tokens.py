@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from xnatfs.cli.credentials import find_credentials
-from xnatfs.cli.options import load_settings, parse_source
+from xnatfs.cli.options import load_settings
+from xnatfs.cli.sources import parse_source
 from xnatfs.cli.tokens import StoredToken, TokenFile
 from xnatfs.config import Credentials
 from xnatfs.errors import CredentialsError

@@ -14,16 +14,8 @@ import time
 import click
 
 from xnatfs.cli.credentials import token_credentials, warn_if_in_clear
-from xnatfs.cli.options import (
-    MESSAGES,
-    SERVER,
-    OptionsCommand,
-    Settings,
-    default_token_path,
-    parse_source,
-    with_options,
-)
-from xnatfs.cli.sources import is_xnat
+from xnatfs.cli.options import MESSAGES, SERVER, OptionsCommand, Settings, default_token_path, with_options
+from xnatfs.cli.sources import is_xnat, parse_source
 from xnatfs.cli.tokens import StoredToken, TokenFile
 from xnatfs.config import Credentials, Source
 from xnatfs.errors import ArchiveError, CredentialsError, LoginFailed, UsageError

@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from xnatfs.cli.options import Invocation, Settings, default_token_path, parse_source
-from xnatfs.cli.sources import find_object_credentials
+from xnatfs.cli.object_credentials import find_object_credentials
+from xnatfs.cli.options import Invocation, Settings, default_token_path
+from xnatfs.cli.sources import parse_source
 from xnatfs.cli.tokens import StoredToken, TokenFile
 from xnatfs.config import Config, Credentials, Source
 from xnatfs.errors import ArchiveError, CredentialsError, LoginFailed

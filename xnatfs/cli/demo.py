@@ -26,8 +26,9 @@ from urllib.parse import urlsplit
 import click
 
 from xnatfs.cli.main import INTERRUPTED, report_error
-from xnatfs.cli.options import MESSAGES, OptionsCommand, Settings, load_settings, parse_source, with_options
+from xnatfs.cli.options import MESSAGES, OptionsCommand, Settings, load_settings, with_options
 from xnatfs.cli.owned import Mount, Stopped, ignore_signals, mount_directory, mounted, signals_raise
+from xnatfs.cli.sources import parse_source
 from xnatfs.config import MIB, Config, Credentials
 from xnatfs.errors import CorruptContent, Unavailable, XnatfsError
 

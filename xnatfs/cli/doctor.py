@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import click
 
 from xnatfs.cli.credentials import ask_password, find_credentials, travels_in_clear
+from xnatfs.cli.object_credentials import find_object_credentials
 from xnatfs.cli.options import (
     CACHE,
     MESSAGES,
@@ -29,10 +30,9 @@ from xnatfs.cli.options import (
     default_config_path,
     default_session_dir,
     default_token_path,
-    parse_source,
     with_options,
 )
-from xnatfs.cli.sources import find_object_credentials, is_xnat
+from xnatfs.cli.sources import is_xnat, parse_source
 from xnatfs.cli.tokens import TokenFile
 from xnatfs.config import GIB, Credentials, Source
 from xnatfs.errors import (

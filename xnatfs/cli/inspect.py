@@ -18,17 +18,8 @@ import click
 
 from xnatfs.cli.credentials import config_for
 from xnatfs.cli.main import describe, exit_code_for, hint_for, report_error
-from xnatfs.cli.options import (
-    CACHE,
-    MESSAGES,
-    SERVER,
-    VIEW,
-    Invocation,
-    OptionsCommand,
-    Settings,
-    parse_source,
-    with_options,
-)
+from xnatfs.cli.options import CACHE, MESSAGES, SERVER, VIEW, Invocation, OptionsCommand, Settings, with_options
+from xnatfs.cli.sources import parse_source
 from xnatfs.config import MIB
 from xnatfs.errors import CorruptContent, LoginFailed, Unavailable
 

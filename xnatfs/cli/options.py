@@ -1,7 +1,7 @@
 """One table of options: flags, ``-o``, environment, config file, help and origins all come from it.
 
 Reads argv's parsed flags, ``XNATFS_*`` variables and the config file, once, and turns them into ``Settings``, then
-``Config``. Finds no passwords (``cli/credentials.py``), opens nothing on the network. Single-threaded.
+``Config``. Reads no SOURCE (``cli/sources.py``), finds no passwords (``cli/credentials.py``), opens nothing on the network. Single-threaded.
 
 How a command uses it::
 
@@ -648,65 +648,3 @@ def _log_file_handler(path: Path) -> Any:
         return logging.FileHandler(path, encoding="utf-8")
     except OSError as exc:
         raise UsageError(f"--log-file {path}: {exc.strerror}") from exc
-
-
-# --- SOURCE -----------------------------------------------------------------------------------------------------------
-
-_DEFAULT_PORTS = {"https": 443, "http": 80}
-
-
-def parse_source(text: str) -> Source:
-    """Read ``https://host[/context][#/PROJECT[/SUBJECT[/SESSION]]]``; also ``http://``, ``xnat://`` and a bare host.
-
-    The last two mean https. ``tcia://COLLECTION`` and the path of a ``.tcia`` manifest, and any other
-    scheme, are for ``cli/sources.py``, and so is ``dataset:NAME``.
-    What follows the ``#`` is a path in the tree, written as ``ls`` shows it (not percent-encoded).
-
-    Raises:
-        UsageError: another scheme, no host, a user or password in the URL, ``..`` in the path. Never repeats a URL
-            that may hold a password.
-    """
-    from urllib.parse import urlsplit
-
-    address, _, fragment = text.partition("#")
-    if address.lower().startswith("tcia:") or address.lower().endswith(".tcia"):
-        from xnatfs.cli.sources import parse_tcia_source
-
-        return parse_tcia_source(address, fragment)
-    if address.lower().startswith("dataset:") and not address[len("dataset:") :].isdigit():
-        from xnatfs.cli.sources import dataset_source
-
-        return dataset_source(address[len("dataset:") :], inside_of(fragment))
-    scheme = address.partition("://")[0].lower() if "://" in address else ""
-    if scheme and scheme not in ("https", "http", "xnat"):
-        from xnatfs.cli.sources import parse_object_source
-
-        return parse_object_source(address, inside_of(fragment))
-    if re.search(r"[\x00-\x20\x7f]", address) or not address or address[0] in "./~":
-        raise UsageError(f"SOURCE {address!r} is not a server", "write https://host, or https://host#/PROJECT")
-    if "://" not in address:
-        address = "https://" + address
-    try:
-        parts = urlsplit(address)
-        port = parts.port
-    except ValueError:
-        raise UsageError("SOURCE is not a URL: its host or port cannot be read", "write https://host:port") from None
-    if "@" in parts.netloc:
-        raise UsageError(
-            "SOURCE holds a user name or password: every user of this machine could read it",
-            "leave it out; use --user, ~/.netrc or XNAT_USER and XNAT_PASS",
-        )
-    scheme = parts.scheme.lower()
-    if not parts.hostname or parts.query:
-        raise UsageError(f"SOURCE {address!r} is not a server", "write https://host, or https://host#/PROJECT")
-    transport = "http" if scheme == "http" else "https"
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    suffix = "" if port in (None, _DEFAULT_PORTS[transport]) else f":{port}"
-    return Source(transport, f"{transport}://{host}{suffix}{parts.path.rstrip('/')}", inside_of(fragment))
-
-
-def inside_of(fragment: str) -> str:
-    names = [name for name in fragment.split("/") if name not in ("", ".")]
-    if ".." in names:
-        raise UsageError(f"the path after # goes up: {fragment!r}", "write it from the top: #/PROJECT/SUBJECT")
-    return "/" + "/".join(names)

@@ -1,26 +1,62 @@
-"""Reads a SOURCE that is no XNAT server: buckets, web trees, OpenNeuro, OSF, data sets by name, fsspec's other schemes.
+"""Reads a SOURCE: an XNAT server, a manifest, a bucket, a web tree, OpenNeuro, OSF, a data set, any URL of fsspec.
 
 Text in, records out: nothing is asked of anybody here. Single-threaded.
 """
 
 from __future__ import annotations
 
-import configparser
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
-from xnatfs.cli.options import Settings, inside_of, parse_source
-from xnatfs.config import Credentials, Source
-from xnatfs.errors import CredentialsError, UsageError
-
-GUESTS_ONLY = ("openneuro", "osf", "web+http", "web+https")
-"""Schemes of archives that are open: no credential is looked for, and none could leak."""
+from xnatfs.config import Source
+from xnatfs.errors import UsageError
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+
+def parse_source(text: str) -> Source:
+    """Read ``https://host[/context][#/PROJECT[/SUBJECT[/SESSION]]]``; also ``http://``, ``xnat://`` and a bare host.
+
+    The last two mean https. Also what is no XNAT server: ``tcia://COLLECTION`` and the path of a ``.tcia`` manifest,
+    ``dataset:NAME``, and any other scheme.
+    What follows the ``#`` is a path in the tree, written as ``ls`` shows it (not percent-encoded).
+
+    Raises:
+        UsageError: another scheme, no host, a user or password in the URL, ``..`` in the path. Never repeats a URL
+            that may hold a password.
+    """
+    address, _, fragment = text.partition("#")
+    if address.lower().startswith("tcia:") or address.lower().endswith(".tcia"):
+        return parse_tcia_source(address, fragment)
+    if address.lower().startswith("dataset:") and not address[len("dataset:") :].isdigit():
+        return dataset_source(address[len("dataset:") :], inside_of(fragment))
+    scheme = address.partition("://")[0].lower() if "://" in address else ""
+    if scheme and scheme not in ("https", "http", "xnat"):
+        return parse_object_source(address, inside_of(fragment))
+    if re.search(r"[\x00-\x20\x7f]", address) or not address or address[0] in "./~":
+        raise UsageError(f"SOURCE {address!r} is not a server", "write https://host, or https://host#/PROJECT")
+    if "://" not in address:
+        address = "https://" + address
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        raise UsageError("SOURCE is not a URL: its host or port cannot be read", "write https://host:port") from None
+    if "@" in parts.netloc:
+        raise UsageError(
+            "SOURCE holds a user name or password: every user of this machine could read it",
+            "leave it out; use --user, ~/.netrc or XNAT_USER and XNAT_PASS",
+        )
+    scheme = parts.scheme.lower()
+    if not parts.hostname or parts.query:
+        raise UsageError(f"SOURCE {address!r} is not a server", "write https://host, or https://host#/PROJECT")
+    transport = "http" if scheme == "http" else "https"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    suffix = "" if port in (None, _DEFAULT_PORTS[transport]) else f":{port}"
+    return Source(transport, f"{transport}://{host}{suffix}{parts.path.rstrip('/')}", inside_of(fragment))
 
 
 def parse_object_source(address: str, inside: str) -> Source:
@@ -76,79 +112,8 @@ def dataset_source(name: str, inside: str) -> Source:
     return replace(source, inside=f"{source.inside.rstrip('/')}{inside}" if inside != "/" else source.inside)
 
 
-def find_object_credentials(
-    source: Source, settings: Settings, environ: Mapping[str, str], home: Path
-) -> Credentials | None:
-    """Who to be for a source that is no XNAT server; None when it is one. XNAT's passwords are never looked at.
-
-    Raises:
-        CredentialsError: a file of keys that others can read, or one without keys.
-    """
-    if source.scheme in ("http", "https", "tcia"):
-        return None
-    if settings.anonymous:
-        return Credentials(origin="--anonymous")
-    if source.scheme in GUESTS_ONLY:
-        return Credentials()
-    if settings.credentials is not None:
-        return _from_lines(settings.credentials)
-    return _from_environment(environ) or _from_aws_file(environ, home) if source.scheme == "s3" else Credentials()
-
-
-def _from_environment(environ: Mapping[str, str]) -> Credentials | None:
-    name, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
-    if not name or not secret:
-        return None
-    token = environ.get("AWS_SESSION_TOKEN") or None
-    return Credentials(name, secret, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", session_token=token)
-
-
-def _from_aws_file(environ: Mapping[str, str], home: Path) -> Credentials:
-    """``~/.aws/credentials`` as the AWS command line keeps it; a guest when there is nothing in it for us."""
-    named = environ.get("AWS_SHARED_CREDENTIALS_FILE")
-    path = Path(named).expanduser() if named else home / ".aws" / "credentials"
-    text = _private_text(path, missing_is_fine=True)
-    profile = environ.get("AWS_PROFILE") or "default"
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read_string(text)
-    except configparser.Error:
-        raise CredentialsError(f"{path}: cannot be read as the AWS command line writes it") from None
-    if not parser.has_section(profile):
-        if environ.get("AWS_PROFILE"):
-            raise CredentialsError(f"{path}: has no profile {profile}")
-        return Credentials()
-    keys = parser[profile]
-    name, secret = keys.get("aws_access_key_id"), keys.get("aws_secret_access_key")
-    if not name or not secret:
-        return Credentials()
-    token = keys.get("aws_session_token") or None
-    return Credentials(name, secret, f"{path}, profile {profile}", session_token=token)
-
-
-def _from_lines(path: Path) -> Credentials:
-    """``--credentials FILE``: the name or key id in the first line, the secret in the second."""
-    lines = _private_text(path, missing_is_fine=False).split()
-    if len(lines) != 2:
-        raise CredentialsError(f"--credentials {path}: not two lines", "write the key id, and below it the secret")
-    return Credentials(lines[0], lines[1], f"--credentials {path}")
-
-
-def _private_text(path: Path, missing_is_fine: bool) -> str:
-    import shlex
-
-    try:
-        with path.open(encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise CredentialsError(
-                    f"{path} holds a password and other users can read it", f"run: chmod 600 {shlex.quote(str(path))}"
-                )
-            return file.read(1 << 20)
-    except (FileNotFoundError, NotADirectoryError):
-        if missing_is_fine:
-            return ""
-        raise CredentialsError(f"--credentials {path}: no such file") from None
-    except OSError as exc:
-        raise CredentialsError(f"{path}: cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError:
-        raise CredentialsError(f"{path}: is not UTF-8 text") from None
+def inside_of(fragment: str) -> str:
+    names = [name for name in fragment.split("/") if name not in ("", ".")]
+    if ".." in names:
+        raise UsageError(f"the path after # goes up: {fragment!r}", "write it from the top: #/PROJECT/SUBJECT")
+    return "/" + "/".join(names)
