@@ -1,7 +1,8 @@
 """One table of options: flags, ``-o``, environment, config file, help and origins all come from it.
 
 Reads argv's parsed flags, ``XNATFS_*`` variables and the config file, once, and turns them into ``Settings``, then
-``Config``. Reads no SOURCE (``cli/sources.py``), finds no passwords (``cli/credentials.py``), opens nothing on the network. Single-threaded.
+``Config``. Reads no SOURCE (``cli/sources.py``), finds no passwords (``cli/credentials.py``), opens nothing on the
+network. Single-threaded.
 
 How a command uses it::
 
