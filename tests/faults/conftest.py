@@ -43,12 +43,6 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield from make_bench(request.param, tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
-def plain_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """As ``bench``, without support for ranges and without a choice."""
-    yield from make_bench("off", tmp_path_factory)
-
-
 def make_bench(ranges: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     room = tmp_path_factory.mktemp(f"bench-{ranges}")
     arguments = ("--timeout", f"{TIMEOUT_S}s", "--block-size", "128K")

@@ -30,7 +30,6 @@ HEAL_S = 4.0
 """After a fault has ended: a failed listing is not asked for again within a second."""
 
 BLOCK = 128 * 1024
-SAMPLE = "BENCH_1/BENCH_400_RESOURCES"
 
 RIGHT = frozenset({0})
 FAILED = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
@@ -86,9 +85,8 @@ class Bench:
         self.server = server
         self.mount = mount
         self.ranged = bool(server.switches()["range"])
-        rows = [row for row in server.truth("BENCH", md5="all") if row["experiment"] == "BENCH_400_RESOURCES"]
+        rows = server.truth("BENCH", experiment="XNAT_E10002")
         self._fresh = self._files(rows)
-        self._folders = (f"CRAWL_{number:04d}/CRAWL_{number:04d}_MR" for number in range(100))
 
     def _files(self, rows: list[dict[str, Any]]) -> Iterator[TrueBytes]:
         for row in rows:
@@ -100,10 +98,6 @@ class Bench:
         file = next(self._fresh)
         assert file.path.stat().st_size == file.size
         return file
-
-    def fresh_folder(self) -> Path:
-        """A session of ten scans that no case has listed, its project being listed."""
-        return self.mount.path / "CRAWL" / next(self._folders)
 
     def prove(self, case: Case) -> Outcome:
         """Read a fresh file with ``cat`` under the fault of a case, then without it; what the first reading gave."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import Bench, TrueBytes
+from tests.faults.matrix import Bench, TrueBytes, sampled
 from tests.helpers.mounting import is_mounted, mounted, user_environment, xnatfs
 from tests.helpers.outcomes import cat, ls
 from tests.helpers.server import DemoServer
@@ -48,7 +48,7 @@ def start(file: TrueBytes) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["cat", str(file.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", sampled({n.name: n for n in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)}, 3))
 def test_a_stuck_reader_ends_at_a_signal(
     stuck: tuple[Bench, list[subprocess.Popen[bytes]]], number: signal.Signals
 ) -> None:

@@ -68,7 +68,7 @@ def test_who_becomes_a_guest_never_sees_a_guests_shorter_listing(tmp_path: Path)
     ):
         whole = sorted(path.name for path in mount.path.iterdir())
         assert "DEMO" in whole
-        for _ in range(4):
+        for _ in range(2):
             server.switch(expire_sessions=True)
             time.sleep(1.1)
             outcome = ls(mount.path, BOUND_S)

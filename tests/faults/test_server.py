@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.matrix import BOUND_S, FAILED, HEAL_S, TIMEOUT_S, Bench, sampled
+from tests.faults.matrix import BOUND_S, FAILED, HEAL_S, TIMEOUT_S, sampled
 from tests.helpers.mounting import Mount, mounted
 from tests.helpers.outcomes import Handle, Outcome, cat, ls, run_tool
 from tests.helpers.server import DemoServer
@@ -272,19 +272,17 @@ LISTING_FAULTS += [
 
 @pytest.mark.parametrize("row", sampled({row[0]: row[1:] for row in LISTING_FAULTS}, 3))
 def test_a_listing_is_right_or_an_errno_and_never_an_empty_folder(
-    plain_bench: Bench, row: tuple[dict[str, Any], frozenset[int]]
+    server: DemoServer, hasty: Mount, row: tuple[dict[str, Any], frozenset[int]]
 ) -> None:
     fault, outcomes = row
-    folder = plain_bench.fresh_folder()
+    folder = hasty.path / "DEMO" / SESSION
     ls(folder.parent, BOUND_S)
-    number = folder.name.removesuffix("_MR").removeprefix("CRAWL_")
-    plain_bench.server.fault(f"/experiments/XNAT_E2{number}", times=None, **fault)
+    server.fault("/experiments/XNAT_E00001", times=None, **fault)
     outcome = ls(folder, BOUND_S)
-    plain_bench.server.clear_faults()
+    server.clear_faults()
     assert outcome.errno in outcomes, outcome.said
     assert bool(outcome.errno) == (outcome.output == b"")
-    assert soon(lambda: ls(folder, BOUND_S)).output == b"scans\n"
-    assert soon(lambda: ls(folder / "scans", BOUND_S)).output.count(b"T1w_") == 10
+    assert soon(lambda: ls(folder, BOUND_S)).output == b"assessors\nreconstructions\nresources\nscans\n"
 
 
 ZIP_FAULT_LIST: list[dict[str, Any]] = [

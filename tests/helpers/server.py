@@ -162,9 +162,13 @@ class DemoServer:
             request["bytes_b64"] = base64.b64encode(data).decode()
         return dict(self._control("edit", "POST", request))
 
-    def truth(self, project: str | None = None, md5: str = "") -> list[dict[str, Any]]:
-        """Every file as each project shows it; md5 is None for large files unless ``md5="all"``."""
-        query = {k: v for k, v in {"project": project, "md5": md5}.items() if v}
+    def truth(self, project: str | None = None, md5: str = "", experiment: str = "") -> list[dict[str, Any]]:
+        """Every file as each project shows it; md5 is None for large files unless ``md5="all"``.
+
+        Args:
+            experiment: An ID: its files alone, as ``project``, or its own, shows them.
+        """
+        query = {k: v for k, v in {"project": project, "md5": md5, "experiment": experiment}.items() if v}
         return list(self._control(f"truth?{urllib.parse.urlencode(query)}"))
 
     def tcia_truth(self) -> list[dict[str, Any]]:

@@ -170,10 +170,13 @@ class Control:
     # -- truth --------------------------------------------------------------------------------------------------------
 
     def _truth(self, options: dict[str, str]) -> list[dict[str, Any]]:
-        """Every file of the archive, or of one project (?project=P), as each project shows it."""
+        """Every file of the archive, of one project (?project=P) or of one experiment of it (&experiment=ID)."""
         archive = self._state.archive
         every_md5 = options.get("md5") == "all"
-        wanted = options.get("project")
+        wanted, experiment = options.get("project"), options.get("experiment")
+        if experiment is not None:
+            found = archive.experiments[experiment]
+            return list(_experiment_truth(archive, archive.projects[wanted or found.project], found, every_md5))
         rows: list[dict[str, Any]] = []
         for project in archive.projects.values():
             if wanted in (None, project.id):
