@@ -49,7 +49,10 @@ class Direct:
 
     def replay(self, records: Sequence[Record]) -> None:
         """The same GETs, as many at once as xnatfs may send."""
-        targets = [urllib.parse.quote(r["path"], safe="/%") + (f"?{r['query']}" if r["query"] else "") for r in records]
+        paths = [
+            urllib.parse.quote(record["path"], safe="/%,") for record in records
+        ]  # "," as it was sent: lists of IDs
+        targets = [path + (f"?{r['query']}" if r["query"] else "") for path, r in zip(paths, records, strict=True)]
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             list(pool.map(self.get, targets))
 

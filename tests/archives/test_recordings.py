@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from xnatfs.archives.xnat_files import file_runs
 from xnatfs.archives.xnat_tables import (
     Item,
     Row,
@@ -38,7 +39,7 @@ def table(path: Path) -> list[Row]:
 
 def session(item: Item, resources: list[Row], files: list[Row]) -> Listing:
     identifier = listing_id("experiment", id=item.row["id"], project="P", label="session")
-    return experiment_listing(identifier, 0, item, resources, files, TREE)[0]
+    return experiment_listing(identifier, 0, item, resources, file_runs(files), TREE)[0]
 
 
 def files_of(listing: Listing) -> list[Entry]:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.helpers.server import DemoServer
 from xnatfs.archives.xnat import XnatArchive
-from xnatfs.archives.xnat_tables import Row, file_rows, rows_by_experiment
+from xnatfs.archives.xnat_files import FileRun, Files, file_runs
+from xnatfs.archives.xnat_tables import Row, rows_by_experiment
 from xnatfs.model import Entry
 
 Connect = Callable[..., XnatArchive]
@@ -71,27 +72,61 @@ def test_a_server_that_takes_no_lists_of_ids_is_asked_one_by_one_from_then_on(
     assert archive.children(sessions[0]).id == sessions[0].listing
 
 
-def file_row(uri: str, cat_id: str) -> dict[str, str]:
-    return {"uri": uri, "cat_id": cat_id}
+def file_run(uri: str, cat_id: str) -> list[FileRun]:
+    return file_runs([{"URI": uri, "cat_ID": cat_id}])
 
 
 def test_rows_that_are_not_surely_of_one_session_are_refused() -> None:
-    files = [file_row("/data/experiments/E1/scans/1/resources/7/files/a", "7")]
+    files = file_run("/data/experiments/E1/scans/1/resources/7/files/a", "7")
     of_e1, of_nobody = Row({"xnat_abstractresource_id": "7"}), Row({"xnat_abstractresource_id": "8"})
     assert rows_by_experiment({"E1", "E2"}, files, [of_e1]) == {"E1": (files, [of_e1])}  # E2 is to be asked for
     assert rows_by_experiment({"E1", "E2"}, files, [of_e1, of_nobody]) is None
     assert rows_by_experiment({"E2"}, files, [of_e1]) is None
-    assert rows_by_experiment({"E1"}, [file_row("/archive/x", "7")], []) is None
+    assert rows_by_experiment({"E1"}, file_run("/archive/x", "7"), []) is None
 
 
-def test_file_rows_are_the_same_in_any_case_with_numbers_and_nulls() -> None:
+def test_file_lists_are_the_same_in_any_case_with_numbers_and_nulls() -> None:
     sent = [
         {"Name": "a", "Size": "1", "URI": "/u/files/a", "cat_ID": "7", "digest": "", "collection": "D"},
-        {"Name": "b", "Size": 2, "URI": "/u/files/b", "cat_ID": 7, "digest": None, "collection": "D"},
+        {"Name": "b", "Size": 2, "uri": "/u/files/b", "cat_ID": 7, "digest": None, "collection": "D"},
     ]
-    rows = file_rows(sent)
-    assert [row.get("size") for row in rows] == ["1", "2"]
-    assert [row.get("cat_id") for row in rows] == ["7", "7"]
-    assert [row.get("digest") for row in rows] == ["", ""]
-    assert file_rows([]) == []
-    assert file_rows([{"OTHER": "x"}])[0].get("uri", "") == ""
+    (run,) = file_runs(sent)
+    assert (run.prefix, run.resource, run.label) == ("/u", "7", "D")
+    assert [*run.paths] == ["a", "b"]
+    assert [*run.uris] == ["/u/files/a", "/u/files/b"]
+    assert [*run.sizes] == ["1", "2"]
+    assert [*run.digests] == ["", ""]
+    assert file_runs([]) == []
+    assert [*file_runs([{"OTHER": "x"}])[0].paths] == [""]
+
+
+def test_files_of_two_resources_are_two_runs_and_stay_in_the_servers_order() -> None:
+    sent = [{"URI": f"/r{number}/files/{name}", "cat_ID": str(number)} for number in (1, 2) for name in "ba"]
+    assert [(run.resource, [*run.paths]) for run in file_runs(sent)] == [("1", ["b", "a"]), ("2", ["b", "a"])]
+
+
+def test_the_files_of_a_folder_are_the_same_whether_they_are_placed_at_once_or_one_by_one() -> None:
+    sent = [
+        {"URI": "/r/files/a", "Size": "12", "digest": "D41D8CD98F00B204E9800998ECF8427E"},
+        {"URI": "/r/files/b", "Size": "", "digest": "no digest"},
+        {"URI": "/r/files/c", "Size": "007", "digest": ""},
+    ]
+    at_once, one_by_one = Files(), Files()
+    assert at_once.add_all(*file_runs(sent))
+    for row in sent:
+        one_by_one.add(row["URI"][-1], row["URI"], row["Size"], row["digest"])
+    md5 = sent[0]["digest"].lower()
+    expected = (
+        Entry("a", "/r/files/a", False, 12, 5, f"12:{md5}", digest=md5),
+        Entry("b", "/r/files/b", False, None, 5, ":"),
+        Entry("c", "/r/files/c", False, 7, 5, "7:"),
+    )
+    assert at_once.columns(5).entries() == one_by_one.columns(5).entries() == expected
+
+
+@pytest.mark.parametrize("paths", [["a", "a"], ["a", "b/c"], ["a", ""]])
+def test_files_that_are_not_all_of_one_directory_are_not_placed_at_once(paths: list[str]) -> None:
+    (run,) = file_runs([{"URI": f"/r/files/{path}"} for path in paths])
+    files = Files()
+    assert not files.add_all(run)
+    assert files.cells == {}

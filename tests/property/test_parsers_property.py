@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from xnatfs.archives import http, http_body, index_page, nbia_manifest, nbia_tables, openneuro, s3_listing
 from xnatfs.archives import xnat_tables as tables
+from xnatfs.archives.xnat_files import file_runs, parse_size
 from xnatfs.archives.xnat_tables import Item, Row
 from xnatfs.config import TreeConfig
 from xnatfs.errors import ArchiveError, UsageError
 from xnatfs.model import Entry, Listing
-from xnatfs.tree.listing import Table
+from xnatfs.tree.table import Table
 
 settings.register_profile(
     "parsers", suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None
@@ -120,7 +121,11 @@ def test_subjects_and_experiments(subjects: list[Row], experiments: list[Row]) -
 def test_a_session(document: object, resources: list[Row], files: list[Row] | None) -> None:
     parsed = Item.parsed(document)
     if parsed is not None:
-        made = outcome(lambda: tables.experiment_listing(EXPERIMENT, 0, parsed, resources, files, TREE))
+        made = outcome(
+            lambda: tables.experiment_listing(
+                EXPERIMENT, 0, parsed, resources, None if files is None else file_runs(files), TREE
+            )
+        )
         check((made or [None])[0])
 
 
@@ -132,7 +137,8 @@ def test_a_document_that_is_no_item(document: object) -> None:
 
 @fuzz
 @given(rows, rows)
-def test_resources_inputs_and_files(resources: list[Row], files: list[Row]) -> None:
+def test_resources_inputs_and_files(resources: list[Row], sent: list[Row]) -> None:
+    files = file_runs(sent)
     owner = tables.listing_id("resources", owner="/data/projects/P")
     check(outcome(lambda: tables.resources_listing(owner, 0, resources, files, TREE)))
     check(outcome(lambda: tables.inputs_listing(tables.listing_id("inputs", owner="/data/x"), 0, files, TREE)))
@@ -142,7 +148,7 @@ def test_resources_inputs_and_files(resources: list[Row], files: list[Row]) -> N
 @fuzz
 @given(st.one_of(st.binary(max_size=80), text.map(lambda each: f"<Catalog><entry URI='{each}'/></Catalog>".encode())))
 def test_a_catalog(document: bytes) -> None:
-    outcome(lambda: tables.catalog_rows("/data/experiments/E1/resources/1", document), ValueError)
+    outcome(lambda: tables.catalog_files("/data/experiments/E1/resources/1", document), ValueError)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,7 @@ def test_a_catalog(document: bytes) -> None:
 )
 def test_a_catalog_with_a_document_type_is_refused_before_anything_is_expanded(entity: str) -> None:
     with pytest.raises(ValueError, match=r"(?i)document type|doctype|entit"):
-        tables.catalog_rows("/data/experiments/E1/resources/1", entity.encode())
+        tables.catalog_files("/data/experiments/E1/resources/1", entity.encode())
 
 
 @fuzz
@@ -170,7 +176,7 @@ def test_headers_of_a_range(headers: dict[str, str]) -> None:
 def test_dates_and_cookies(date: str, cookie: str) -> None:
     assert -(2**63) <= http_body.http_time_ns(date) < 2**63
     assert isinstance(http.parse_set_cookie(cookie), dict)
-    assert tables.parse_size(date) is None or 0 <= int(date) < 2**63
+    assert parse_size(date) is None or 0 <= int(date) < 2**63
     assert isinstance(tables.item_time_ns(Row({"insert_date": date, "date": cookie})), int)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import json
 import logging
 import socket
 import ssl
@@ -29,6 +28,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
+from xnatfs import jsontext
 from xnatfs.archives.account import Account
 from xnatfs.archives.http_errors import (
     TRANSPORT_ERRORS,
@@ -234,11 +234,14 @@ class HttpClient:
         Raises:
             UnexpectedReply: the body is empty, HTML or otherwise not JSON.
         """
-        text = self.get_text(path, params)
+        data = self.get_bytes(path, params)
         try:
-            return json.loads(text)
+            try:
+                return jsontext.loads(data)
+            except UnicodeDecodeError:
+                return jsontext.loads(data.decode("latin-1").encode())
         except (ValueError, RecursionError) as error:  # the latter: arrays within arrays within arrays
-            what = "something else" if text.strip() else "an empty body"
+            what = "something else" if data.strip() else "an empty body"
             raise UnexpectedReply(f"GET {path}: {what} in place of JSON") from error
 
     def get_text(self, path: str, params: Mapping[str, str] | None = None) -> str:

@@ -34,14 +34,14 @@ from xnatfs.archives.xnat_documents import (
     made,
     split_key,
 )
+from xnatfs.archives.xnat_files import FileRun, file_runs
 from xnatfs.archives.xnat_login import WHO_PATH, XnatLogin
 from xnatfs.archives.xnat_tables import (
     SITE,
     Item,
     Row,
-    catalog_rows,
+    catalog_files,
     experiment_listing,
-    file_rows,
     files_listing,
     inputs_listing,
     item_path,
@@ -194,7 +194,7 @@ class XnatArchive:
                 listings[listing.id] = replace(listing, documents=documents)
         return listings
 
-    def _files_or_none(self, path: str, params: Mapping[str, str]) -> list[Mapping[str, str]] | None:
+    def _files_or_none(self, path: str, params: Mapping[str, str]) -> list[FileRun] | None:
         """The file list, or None where the server fails over it: XNAT 1.7 does when one file is gone from its disk."""
         try:
             return self._files(path, params)
@@ -204,14 +204,14 @@ class XnatArchive:
             log.info("%s: asking for each resource by itself", error)
             return None
 
-    def _files_or_catalog(self, resource: str) -> list[Mapping[str, str]]:
+    def _files_or_catalog(self, resource: str) -> list[FileRun]:
         """The files of one resource: its list, or else its catalog, which the server reads without looking at files."""
         rows = self._files_or_none(f"{_quoted(resource)}/files", JSON)
         if rows is not None:
             return rows
         document = self._http.get_bytes(_quoted(resource), {"format": "xml"})
         try:
-            return catalog_rows(resource, document)
+            return catalog_files(resource, document)
         except ValueError as error:
             raise UnexpectedReply(f"GET {resource}: not a catalog: {error}") from error
 
@@ -247,9 +247,9 @@ class XnatArchive:
         """
         return [Row(row) for row in self._rows(path, params)]
 
-    def _files(self, path: str, params: Mapping[str, str]) -> list[Mapping[str, str]]:
+    def _files(self, path: str, params: Mapping[str, str]) -> list[FileRun]:
         """The rows of a file list. Errors as ``_table``."""
-        return file_rows(self._rows(path, params))
+        return file_runs(self._rows(path, params))
 
     def _rows(self, path: str, params: Mapping[str, str]) -> list[dict[str, object]]:
         document = self._http.get_json(path, params)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
-from operator import itemgetter
 from urllib.parse import parse_qsl, urlencode
 from xml.etree import ElementTree
 
@@ -26,6 +24,8 @@ from xnatfs.archives.xnat_documents import (
     table_csv,
     unmade,
 )
+from xnatfs.archives.xnat_files import FileRun, Files, file_runs
+from xnatfs.columns import Children, Columns
 from xnatfs.config import TreeConfig
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry, Listing
@@ -37,7 +37,6 @@ MAX_DEPTH = 200
 system takes (4,096 bytes) could hold ten times as many, but no catalog of people does."""
 
 SITE = "site"
-_MD5 = re.compile("[0-9a-f]{32}")
 
 
 class Row(dict[str, str]):
@@ -59,29 +58,6 @@ class Row(dict[str, str]):
 def _lower(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Column names in lower case: the rows of a table have the same ones."""
     return tuple(key.lower() for key in keys)
-
-
-FILE_COLUMNS = ("uri", "size", "digest", "cat_id", "collection")
-
-
-def file_rows(sent: Sequence[Mapping[str, object]]) -> list[Mapping[str, str]]:
-    """The rows of a file list, with the columns that are used: four times faster than ``Row`` makes them."""
-    if not sent:
-        return []
-    names = {key.lower(): key for key in sent[0]}
-    columns = [column for column in FILE_COLUMNS if column in names]
-    if len(columns) < 2:
-        return [Row(row) for row in sent]
-    cells = itemgetter(*(names[column] for column in columns))
-    rows: list[Mapping[str, str]] = []
-    for row in sent:
-        try:
-            texts = cells(row)
-            "".join(texts)  # a TypeError when one is no text
-            rows.append(dict(zip(columns, texts, strict=True)))
-        except (KeyError, TypeError):
-            rows.append(Row(row))
-    return rows
 
 
 def required(row: Row, column: str) -> str:
@@ -112,7 +88,7 @@ class _Listing:
 
     def __init__(self, identifier: str) -> None:
         self.id = identifier
-        self.children: dict[str, tuple[Entry, ...]] = {}
+        self.children: dict[str, Columns | tuple[Entry, ...]] = {}
         self.documents: dict[str, bytes] = {}
 
     def item(self, owner: str, row: Row, mtime_ns: int, xsi_type: str) -> None:
@@ -131,7 +107,7 @@ class _Listing:
         return made(name, key, data, mtime_ns)
 
     def finished(self) -> tuple[Listing, dict[str, bytes]]:
-        return Listing(self.id, self.children), self.documents
+        return Listing(self.id, Children(self.children)), self.documents
 
 
 def _xnat_of(owner: str, listing: str) -> Entry:
@@ -268,7 +244,7 @@ class _Folder:
     has_inputs: bool = False
     listing: str = ""  # where its children are asked for, when they are not at hand
     folders: dict[str, _Folder] = field(default_factory=dict)
-    files: dict[str, Entry] = field(default_factory=dict)
+    files: Files = field(default_factory=Files)
 
     def folder(self, name: str, reserved: bool = False) -> _Folder:
         found = self.folders.get(name)
@@ -300,8 +276,11 @@ class _Folder:
             )
             if not folder.listing:
                 folder.flatten(listing, mtime_ns)
-        entries.extend(self.files.values())
-        listing.children[self.key] = tuple(entries)
+        if not self.files.cells:
+            listing.children[self.key] = tuple(entries)
+            return
+        files = self.files.columns(mtime_ns)
+        listing.children[self.key] = (*entries, *files.entries()) if entries else files
 
 
 @dataclass(slots=True)
@@ -334,7 +313,7 @@ def experiment_listing(
     mtime_ns: int,
     item: Item,
     resources: Iterable[Row],
-    files: Iterable[Mapping[str, str]] | None,
+    files: Iterable[FileRun] | None,
     config: TreeConfig,
 ) -> tuple[Listing, dict[str, bytes]]:
     """Everything below one experiment.
@@ -361,34 +340,36 @@ def experiment_listing(
             if folder is not None:
                 folder.listing = listing_id("files", owner=folder.key)
     else:
-        _place_files(top, owners, files, mtime_ns, config)
+        _place_files(top, owners, files, config)
     top.flatten(listing, mtime_ns)
     inside = experiment_in(project, experiment)
     own: tuple[Entry, ...] = (_xnat_of(inside, listing_id("project", id=project)),)
     if "scans" not in top.folders:
         key = document_key(identifier, f"item.xml {inside}")
         own = (*own, unmade(f"{fields['label']}.xml", key, mtime_ns, item.row["xsitype"]))
-    listing.children[top.key] = (*own, *listing.children[top.key])
+    inside_top = listing.children[top.key]
+    listing.children[top.key] = (*own, *(inside_top.entries() if isinstance(inside_top, Columns) else inside_top))
     return listing.finished()
 
 
 def rows_by_experiment(
-    experiments: Collection[str], files: Iterable[Mapping[str, str]], resources: Iterable[Row]
-) -> dict[str, tuple[list[Mapping[str, str]], list[Row]]] | None:
+    experiments: Collection[str], files: Iterable[FileRun], resources: Iterable[Row]
+) -> dict[str, tuple[list[FileRun], list[Row]]] | None:
     """The rows of several experiments, taken apart: ID -> (files, resources). None when a row is not surely of one.
 
     A resource's row names its scan, not its experiment; its files' URIs do. An experiment without files is not among
     them: a server that left it out would look the same.
     """
-    told: dict[str, tuple[list[Mapping[str, str]], list[Row]]] = {}
+    told: dict[str, tuple[list[FileRun], list[Row]]] = {}
     owners: dict[str, str] = {}
-    for row in files:
-        head, found, _ = row.get("uri", "").partition("/files/")
-        parts = head.split("/")
-        if not found or parts[:3] != ["", "data", "experiments"] or len(parts) < 4 or parts[3] not in experiments:
+    for run in files:
+        parts = run.prefix.split("/")
+        if not any(run.paths) or parts[:3] != ["", "data", "experiments"] or len(parts) < 4:
             return None
-        told.setdefault(parts[3], ([], []))[0].append(row)
-        owners[row.get("cat_id") or parts[-1]] = parts[3]
+        if parts[3] not in experiments:
+            return None
+        told.setdefault(parts[3], ([], []))[0].append(run)
+        owners[run.resource or parts[-1]] = parts[3]
     for row in resources:
         owner = owners.get(row.get("xnat_abstractresource_id", ""))
         if owner is None:
@@ -416,7 +397,7 @@ LEVELS = ("scans", "resources", "assessors", "reconstructions")
 
 
 def resources_listing(
-    identifier: str, mtime_ns: int, resources: Iterable[Row], files: Iterable[Mapping[str, str]], config: TreeConfig
+    identifier: str, mtime_ns: int, resources: Iterable[Row], files: Iterable[FileRun], config: TreeConfig
 ) -> Listing:
     """The resources of a project or subject."""
     owner = parse_listing_id(identifier)[1]["owner"]
@@ -424,28 +405,25 @@ def resources_listing(
     top = _Folder("", owner)
     top.folder("resources", reserved=True)
     owners = _resource_folders(top, resources, config)
-    _place_files(top, owners, files, mtime_ns, config)
+    _place_files(top, owners, files, config)
     top.flatten(listing, mtime_ns)
     del listing.children[owner]  # belongs to the project's own listing
     return listing.finished()[0]
 
 
-def files_listing(identifier: str, mtime_ns: int, files: Iterable[Mapping[str, str]]) -> Listing:
+def files_listing(identifier: str, mtime_ns: int, files: Iterable[FileRun]) -> Listing:
     """The files of one resource, asked for by itself."""
     owner = parse_listing_id(identifier)[1]["owner"]
     listing = _Listing(identifier)
     top = _Folder("", owner)
-    for row in files:
-        uri = row.get("uri", "")
-        _, found, path = uri.partition("/files/")
-        if found and path:
-            _place(top, path, uri, row, mtime_ns)
+    for run in files:
+        _place(top, run)
     top.flatten(listing, mtime_ns)
     return listing.finished()[0]
 
 
-def catalog_rows(resource: str, document: bytes) -> list[Mapping[str, str]]:
-    """The entries of a resource's catalog XML as rows of a file list. ``resource`` is its REST path.
+def catalog_files(resource: str, document: bytes) -> list[FileRun]:
+    """The entries of a resource's catalog XML as those of a file list. ``resource`` is its REST path.
 
     Raises:
         ValueError: not a catalog.
@@ -458,28 +436,28 @@ def catalog_rows(resource: str, document: bytes) -> list[Mapping[str, str]]:
         raise ValueError(str(error)) from error
     if not root.tag.endswith("Catalog"):
         raise ValueError(f"a {root.tag} document")
-    rows: list[Mapping[str, str]] = []
+    rows: list[Mapping[str, object]] = []
     for node in root.iter():
         uri = node.get("URI")
         if node.tag.endswith("}entry") and uri:
             sizes = [field.text for field in node.iter() if field.get("name") in ("SIZE", "size_in_bytes")]
             rows.append(
-                Row({"URI": f"{resource}/files/{uri}", "Size": sizes[0] if sizes else "", "digest": node.get("digest")})
+                {"URI": f"{resource}/files/{uri}", "Size": sizes[0] if sizes else "", "digest": node.get("digest")}
             )
-    return rows
+    return file_runs(rows)
 
 
-def inputs_listing(identifier: str, mtime_ns: int, files: Iterable[Mapping[str, str]], config: TreeConfig) -> Listing:
+def inputs_listing(identifier: str, mtime_ns: int, files: Iterable[FileRun], config: TreeConfig) -> Listing:
     """What went into an assessor or reconstruction: the ``in`` side of its resources."""
     owner = parse_listing_id(identifier)[1]["owner"]
     listing = _Listing(identifier)
     top = _Folder("in", f"{owner}/in")
-    rows = list(files)
+    runs = list(files)
     folders: dict[str, _Folder | None] = {}
-    for row in rows:
-        resource = row.get("cat_id") or row.get("uri", "").partition("/files/")[0].rsplit("/", 1)[-1]
-        folders[resource] = _resource(top, resource, row.get("collection", ""), config)
-    _place_files(top, folders, rows, mtime_ns, config)
+    for run in runs:
+        resource = run.resource or run.prefix.rsplit("/", 1)[-1]
+        folders[resource] = _resource(top, resource, run.label, config)
+    _place_files(top, folders, runs, config)
     top.flatten(listing, mtime_ns)
     return listing.finished()[0]
 
@@ -566,37 +544,22 @@ def _resource(owner: _Folder, identifier: str, label: str, config: TreeConfig) -
 
 
 def _place_files(
-    top: _Folder,
-    folders: dict[str, _Folder | None],
-    files: Iterable[Mapping[str, str]],
-    mtime_ns: int,
-    config: TreeConfig,
+    top: _Folder, folders: dict[str, _Folder | None], files: Iterable[FileRun], config: TreeConfig
 ) -> None:
-    place: tuple[str, str] | None = None
-    target: _Folder | None = None
-    for row in files:
-        uri = row.get("uri", "")
-        prefix, found, path = uri.partition("/files/")
-        if not found or not path:
+    for run in files:
+        if not any(run.paths):
             log.warning("a file without a path in the listing of %s is left out", top.key)
-            continue
-        if place != (place := (prefix, row.get("cat_id", ""))):  # a resource's files come in a row
-            target = _target(top, folders, prefix, row, config)
-        if target is not None:
-            _place(target, path, uri, row, mtime_ns)
+        elif (target := _target(top, folders, run, config)) is not None:
+            _place(target, run)
 
 
-def _target(
-    top: _Folder, folders: dict[str, _Folder | None], prefix: str, row: Mapping[str, str], config: TreeConfig
-) -> _Folder | None:
-    """The folder of the resource that a file is in; None for one that the user filtered out."""
-    identifier = row.get("cat_id") or prefix.rsplit("/", 1)[-1]
+def _target(top: _Folder, folders: dict[str, _Folder | None], run: FileRun, config: TreeConfig) -> _Folder | None:
+    """The folder of the resource that files are in; None for one that the user filtered out."""
+    identifier = run.resource or run.prefix.rsplit("/", 1)[-1]
     if identifier not in folders:
-        category, owner = _owner_of_uri(prefix)
+        category, owner = _owner_of_uri(run.prefix)
         folder = _owner(top, category, owner, "", config)
-        folders[identifier] = (
-            None if folder is None else _resource(folder, identifier, row.get("collection", ""), config)
-        )
+        folders[identifier] = None if folder is None else _resource(folder, identifier, run.label, config)
     return folders[identifier]
 
 
@@ -611,31 +574,19 @@ def _owner_of_uri(prefix: str) -> tuple[str, str]:
     return "", ""
 
 
-def _place(folder: _Folder, path: str, uri: str, row: Mapping[str, str], mtime_ns: int) -> None:
-    name = path
-    if "/" in path:
-        *directories, name = path.split("/", MAX_DEPTH)
-        for directory in directories:
-            folder = folder.folder(directory)
-    if name in folder.files:
-        # A GET serves the first entry of a path that stands twice in a catalog (facts 3.2): show that one.
-        log.debug("%s stands twice in its catalog", uri)
+def _place(folder: _Folder, run: FileRun) -> None:
+    """Put files into a resource's folder and those below it."""
+    if folder.files.add_all(run):
         return
-    folder.files[name] = _file(uri, name, row, mtime_ns)
-
-
-def _file(uri: str, name: str, row: Mapping[str, str], mtime_ns: int) -> Entry:
-    size = parse_size(row.get("size", ""))
-    digest = row.get("digest", "")
-    if digest and not _MD5.fullmatch(digest := digest.lower()):
-        digest = ""
-    # By position: a third faster, and there may be a million of them.
-    return Entry(name, uri, False, size, mtime_ns, f"{'' if size is None else size}:{digest}", "", "", (), digest)
-
-
-def parse_size(text: str) -> int | None:
-    """A size cell in bytes, or None when it is blank, negative or no number: then the file itself is asked."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    for path, uri, size, digest in zip(run.paths, run.uris, run.sizes, run.digests, strict=True):
+        if not path:
+            log.warning("a file without a path in the listing of %s is left out", folder.key)
+            continue
+        *directories, name = path.split("/", MAX_DEPTH)
+        into = folder
+        for directory in directories:
+            into = into.folder(directory)
+        into.files.add(name, uri, size, digest)
 
 
 def item_time_ns(row: Row) -> int:

@@ -17,6 +17,9 @@ from xnatfs.config import Config
 from xnatfs.errors import XnatfsError
 
 END_LIMIT_S = 30.0  # for a mount's process to end after it was unmounted: it writes the cache's last blocks
+GARBAGE_THRESHOLDS = (50_000, 20, 50)
+"""In place of Python's (700, 10, 10): a crawl makes records by the hundred thousand and few cycles among them, and
+looking for these took a sixth of its CPU time. Guesses beyond that."""
 START_SLACK_S = 30.0  # beyond two timeouts of the server, for imports on a busy machine
 
 
@@ -65,6 +68,7 @@ def mount_and_serve(config: Config, mountpoint: Path, foreground: bool, log_file
 
 def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
     """Open the archive, mount it at ``target`` (prepared), call ``ready`` and answer until unmounted."""
+    import gc
     import os
 
     from xnatfs.cli.control import ControlSocket
@@ -87,6 +91,8 @@ def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
             control[0].start()
         ready()
 
+    gc.freeze()  # what is imported stays
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     vfs = open_vfs(config, stats)
     messages.listen()
     try:

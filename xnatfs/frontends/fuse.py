@@ -24,6 +24,7 @@ from xnatfs.errors import CorruptContent, FuseError, StaleContent
 from xnatfs.frontends.fuse_binding import Library, load
 from xnatfs.frontends.fuse_session import Opened, Session
 from xnatfs.frontends.mountpoint import detach
+from xnatfs.tree.vfs import rows_of
 
 if TYPE_CHECKING:
     from xnatfs.tree.vfs import ArchiveVFS, Handle, Node
@@ -83,17 +84,17 @@ class Operations:
 
     def getattr(self, path: str) -> bytes:
         node = self._vfs.lookup(path)
-        self._tell(path, node)
+        if not node.is_dir:
+            self._tell(path, node.size, node.mtime_ns)
         return self._packed(node)
 
     def _packed(self, node: Node) -> bytes:
         return self._pack(node.ino, node.is_dir, node.size, node.mtime_ns)
 
-    def _tell(self, path: str, node: Node) -> None:
-        if not node.is_dir:
-            if len(self._told) >= TOLD_LIMIT:
-                self._told.clear()  # costs one more look-up at each file's next open
-            self._told[hash(path)] = hash((node.size, node.mtime_ns))
+    def _tell(self, path: str, size: int, mtime_ns: int) -> None:
+        if len(self._told) >= TOLD_LIMIT:
+            self._told.clear()  # costs one more look-up at each file's next open
+        self._told[hash(path)] = hash((size, mtime_ns))
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -160,12 +161,12 @@ class Operations:
             yield b".", self._packed(node), False
         if start <= 1:
             yield b"..", None, False
-        for number in range(max(start - 2, 0), len(children)):
-            child = children[number]
-            known = child.size >= 0  # or the kernel must ask: a guessed size would be read up to
-            yield child.name.encode(), self._packed(child), known
-            if plus and known:  # it was taken, or nobody would have asked for the next
-                self._tell(prefix + child.name, child)
+        pack = self._pack
+        for name, ino, size, mtime_ns, is_dir in rows_of(children, max(start - 2, 0)):
+            known = size >= 0  # or the kernel must ask: a guessed size would be read up to
+            yield name.encode(), pack(ino, is_dir, size, mtime_ns), known
+            if plus and known and not is_dir:  # it was taken, or nobody would have asked for the next
+                self._tell(prefix + name, size, mtime_ns)
 
     def releasedir(self, fh: int) -> None:
         del self._directories[fh]

@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 
+from xnatfs.columns import lazy
 from xnatfs.model import Entry, Listing
 from xnatfs.tree.names import assign_names
 
@@ -136,7 +137,7 @@ class Crawl:
             rested = now - plan.at_s > PAUSE_S
             plan.at_s = now
             last = self._listing(entry.listing)
-            entries = BATCH_ENTRIES if last is None else 1 + sum(map(len, last.children.values()))
+            entries = BATCH_ENTRIES if last is None else 1 + lazy(last.children).total
             for order in plan.orders:
                 if rested:
                     order.steps = 0

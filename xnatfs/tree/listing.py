@@ -15,19 +15,18 @@ import contextlib
 import logging
 import threading
 import time
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from xnatfs.archives.base import Archive
+from xnatfs.columns import lazy
 from xnatfs.config import ListingConfig
 from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, NotFound, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
 from xnatfs.stats import Stats
-from xnatfs.tree.names import assign_aliases, assign_names
+from xnatfs.tree.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -53,59 +52,6 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Table:
-    """The names of one directory: made safe once, when the directory is first used.
-
-    Attributes:
-        names: Shown or hidden name -> entry, in the archive's order. Changed by ``learn`` and ``doubt`` only.
-    """
-
-    __slots__ = ("_aliases", "_raw", "names")
-
-    def __init__(self, entries: tuple[Entry, ...], earlier: Table | None = None) -> None:
-        """``earlier`` is the directory's table before its listing was renewed: what was learnt of entries that did not
-        change since stays true."""
-        self.names = assign_names(entries)
-        self._aliases = assign_aliases(self.names)
-        self._raw: dict[str, Entry] = {}  # name -> the entry as listed, where ``names`` holds another
-        for name, raw in (earlier._raw if earlier is not None else {}).items():
-            if self.names.get(name) == raw:
-                self._keep(name, earlier.names[name])  # type: ignore[union-attr]  # earlier is set when it has items
-
-    def find(self, name: str) -> str | None:
-        """The name in ``names`` that ``name`` means: itself, else an alias, else in the other Unicode form."""
-        if name in self.names:
-            return name
-        alias = self._aliases.get(name)
-        if alias is not None or name.isascii():
-            return alias
-        # macOS and some editors decompose letters (NFD) that others write as one (NFC).
-        for form in ("NFC", "NFD"):
-            other = unicodedata.normalize(form, name)
-            if other in self.names:
-                return other
-            if other in self._aliases:
-                return self._aliases[other]
-        return None
-
-    def learn(self, name: str, asked: Entry, answer: Entry) -> None:
-        """Keep what ``Archive.stat`` said, unless the entry is not the one that was asked about any more."""
-        if self.names.get(name) is asked:
-            self._keep(name, answer)
-
-    def doubt(self, name: str, entry: Entry) -> None:
-        """Forget the size of an entry that proved wrong, so that the archive is asked for it.
-
-        Stays so when the listing is renewed and says the same again.
-        """
-        if self.names.get(name) is entry:
-            self._keep(name, replace(entry, size=None))
-
-    def _keep(self, name: str, entry: Entry) -> None:
-        self._raw.setdefault(name, self.names[name])
-        self.names[name] = entry
-
-
 class _Held:
     """One listing in memory.
 
@@ -114,14 +60,25 @@ class _Held:
         doubted: Proved wrong: not to be served while it is being renewed. Guarded by the cache's lock.
     """
 
-    __slots__ = ("_earlier", "_lock", "_tables", "asked_at_s", "doubted", "fresh_until", "listing", "weight")
+    __slots__ = (
+        "_earlier",
+        "_lock",
+        "_tables",
+        "asked_at_s",
+        "children",
+        "doubted",
+        "fresh_until",
+        "listing",
+        "weight",
+    )
 
     def __init__(self, listing: Listing, fresh_until: float, old: _Held | None, asked_at_s: float = 0.0) -> None:
         self.listing = listing
         self.fresh_until = fresh_until
         self.asked_at_s = asked_at_s  # since the epoch
         self.doubted = False
-        self.weight = sum(map(len, listing.children.values())) + len(listing.children)
+        self.children = lazy(listing.children)
+        self.weight = self.children.total + len(self.children)
         self._lock = threading.Lock()
         self._tables: dict[str, Table] = {}  # guarded by _lock
         self._earlier: dict[str, Table] = {}  # guarded by _lock; tables of directories that changed, where of use
@@ -133,7 +90,7 @@ class _Held:
             tables = dict(old._tables)
             earlier = dict(old._earlier)
         for key, table in tables.items():
-            if self.listing.children.get(key) == old.listing.children[key]:
+            if self.children.has_same(key, old.children):
                 self._tables[key] = table
             elif table._raw:
                 earlier[key] = table
@@ -143,7 +100,7 @@ class _Held:
         with self._lock:
             table = self._tables.get(key)
             if table is None:
-                table = self._tables[key] = Table(self.listing.children[key], self._earlier.pop(key, None))
+                table = self._tables[key] = Table(self.children.held(key), self._earlier.pop(key, None))
             return table
 
 

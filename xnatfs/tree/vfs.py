@@ -13,8 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from typing import overload
 
 from xxhash import xxh3_64_intdigest
 
@@ -24,7 +26,8 @@ from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry
 from xnatfs.reading.reader import BlockReader, OpenFile
 from xnatfs.tree.crawl import Crawl
-from xnatfs.tree.listing import ListingCache, Table
+from xnatfs.tree.listing import ListingCache
+from xnatfs.tree.table import Names, Table
 
 UNKNOWN_SIZE = -1
 """Size of a node that ``listdir`` returns where the listing does not tell it: never a guess, and refused by the kernel
@@ -75,7 +78,73 @@ class _Directory:
         self.table = table
         self.fresh_until = fresh_until  # for the names of this directory and all above it
         self.nodes: dict[str, Node] = {}  # by name as asked for; sizes are known
-        self.shown: tuple[Node, ...] | None = None  # what listdir returns, once asked for
+        self.shown: Sequence[Node] | None = None  # what listdir returns, once asked for
+
+
+class PlainFiles(Sequence[Node]):
+    """The nodes of a directory that has files only, all of known size: made when they are looked at.
+
+    ``find`` and ``ls`` want names and attributes of many files and look at none: ``rows`` tells these in a quarter of
+    the time that nodes take.
+    """
+
+    __slots__ = ("_columns", "_directory", "_inos", "_names")
+
+    def __init__(self, directory: _Directory, names: Names) -> None:
+        above = f"{directory.canonical}/"
+        self._directory = directory
+        self._columns = names.columns
+        self._names = names.columns.column("name")
+        self._inos = [_ino(above + name) for name in self._names]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, place: int) -> Node: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Node]: ...
+    def __getitem__(self, place: int | slice) -> Node | Sequence[Node]:
+        if isinstance(place, slice):
+            return [self._node(*each) for each in zip(self._names[place], self._inos[place], strict=True)]
+        return self._node(self._names[place], self._inos[place])
+
+    def __iter__(self) -> Iterator[Node]:
+        self._directory.table.names.values()  # makes all entries at once
+        return map(self._node, self._names, self._inos)
+
+    def _node(self, name: str, ino: int) -> Node:
+        node = self._directory.nodes.get(name)
+        if node is None:
+            entry = self._directory.table.names[name]
+            size = UNKNOWN_SIZE if entry.size is None else entry.size
+            node = Node(name, entry, ino, size, entry.mtime_ns, False)
+            if entry.size is not None:  # it was when this was made; since then its size was doubted
+                self._directory.nodes[name] = node
+        return node
+
+    def rows(self, start: int) -> Iterator[Row]:
+        sizes, times = self._columns.column("size"), self._columns.column("mtime_ns")
+        places = range(start, len(self._names))  # no slices: a directory is read in a hundred pieces
+        return zip(
+            map(self._names.__getitem__, places),
+            map(self._inos.__getitem__, places),
+            map(sizes.__getitem__, places) if len(sizes) > 1 else repeat(sizes[0]),
+            map(times.__getitem__, places) if len(times) > 1 else repeat(times[0]),
+            repeat(False),
+        )
+
+
+Row = tuple[str, int, int, int, bool]
+"""Name, inode, size, mtime_ns, is it a directory: what a ``Node`` has besides its entry."""
+
+
+def rows_of(nodes: Sequence[Node], start: int) -> Iterator[Row]:
+    """What a listing tells, from its ``start``-th node on. ``nodes`` is a result of ``listdir``."""
+    if isinstance(nodes, PlainFiles):
+        return nodes.rows(start)
+    places = range(start, len(nodes))
+    return ((node.name, node.ino, node.size, node.mtime_ns, node.is_dir) for node in map(nodes.__getitem__, places))
 
 
 class _Folder:
@@ -280,7 +349,10 @@ class ArchiveVFS:
             directory = self._directories.get("") or _Directory("", self._archive.root(), _NOTHING, 0.0)
         return directory, Node("", directory.entry, _ino(directory.canonical), 0, directory.entry.mtime_ns, True)
 
-    def _show(self, directory: _Directory) -> tuple[Node, ...]:
+    def _show(self, directory: _Directory) -> Sequence[Node]:
+        names = directory.table.names
+        if isinstance(names, Names) and not names.changed and None not in names.columns.column("size"):
+            return PlainFiles(directory, names)
         nodes = []
         for name, entry in list(directory.table.names.items()):
             if entry.hidden:
