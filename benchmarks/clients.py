@@ -74,6 +74,12 @@ def curl(server: DemoServer, file: RemoteFile) -> None:
     subprocess.run(command, check=True, capture_output=True, env=_ENVIRONMENT)
 
 
+def curl_guest(server: DemoServer, file: RemoteFile) -> None:
+    """The same without a login."""
+    command = ["curl", "-sSf", "-o", "/dev/null", server.url + urllib.parse.quote(file.uri)]
+    subprocess.run(command, check=True, capture_output=True, env=_ENVIRONMENT)
+
+
 def curl_first_byte(server: DemoServer, file: RemoteFile, cookie: str) -> float:
     """Seconds to the first byte, a new connection each time."""
     url = server.url + urllib.parse.quote(file.uri)

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import memory
 from clients import Direct, curl, curl_first_byte, session_cookie
-from measure import GB, Row, Series, at_least, at_most, in_turn, read_through, run, seconds, warm_memory
+from measure import GB, Row, Series, at_least, at_most, in_turn, read_through, run, seconds
 from peers import ROOT, Peer, Rclone, RcloneFullCache, RemoteFile, Xnatfs, big_file
 from tasks import LATENCY_S, Bench, measures, must_run
 
@@ -24,7 +25,7 @@ def peer_reads(peer: Peer, file: RemoteFile, bench: Bench, timeout_s: float | No
     with peer.mounted() as point:
         path = point / file.page_path
         path.stat()
-        warm_memory(bench.room, 2 * file.size)
+        memory.warm()
         return file.size / seconds(lambda: read_through(path, file.size, timeout_s or bench.patience_s)) / GB
 
 
@@ -38,11 +39,10 @@ def sequential_reads(bench: Bench) -> list[Row]:
     peers = bench.peers()
 
     def rate(point: Path) -> float:
-        warm_memory(bench.room, 2 * file.size)  # the kernel keeps the file's pages and those of our blocks
+        memory.warm()  # the kernel keeps the file's pages and those of our blocks
         return file.size / seconds(lambda: read_through(point / file.path, file.size)) / GB
 
     def ours() -> None:
-        xnatfs.forget()
         with xnatfs.mounted() as point:
             (point / file.path).stat()
             cold.add("xnatfs", rate(point))
@@ -52,6 +52,7 @@ def sequential_reads(bench: Bench) -> list[Row]:
             warm.add("remounted", rate(point))
             requests.add("remounted", len(bench.server.data_requests()))
             warm.add("again", file.size / seconds(lambda: read_through(point / file.path, file.size)) / GB)
+        xnatfs.forget()  # its pages are memory for the next
 
     def ours_uncached() -> None:
         with uncached.mounted() as point:
@@ -107,7 +108,7 @@ def sequential_reads_of_a_slow_link(bench: Bench) -> list[Row]:
         {
             "xnatfs": ours,
             "curl": wire,
-            "rclone": lambda: rates.attempt(rclone.name, lambda: peer_reads(rclone, file, bench)),
+            "rclone": lambda: rates.attempt(rclone.name, lambda: peer_reads(rclone, file, bench, 3 * bench.patience_s)),
         },
     )
     what = f"cold read of {file.size / GB:.2g} GB, 1 Gb/s"
@@ -178,12 +179,12 @@ def time_to_first_byte(bench: Bench) -> list[Row]:
 
     def ours() -> None:
         with bench.xnatfs("ttfb").mounted() as point:
-            times.add("xnatfs", _first_byte(point / file.path))
+            times.add("xnatfs", first_byte(point / file.path))
 
     def theirs(peer: Peer) -> float:
         must_run(peer)
         with peer.mounted() as point:
-            return _first_byte(point / file.page_path)
+            return first_byte(point / file.page_path)
 
     contenders: dict[str, Callable[[], None]] = {
         "xnatfs": ours,
@@ -200,7 +201,7 @@ def time_to_first_byte(bench: Bench) -> list[Row]:
     ]
 
 
-def _first_byte(path: Path) -> float:
+def first_byte(path: Path) -> float:
     """Milliseconds."""
     path.stat()
 
@@ -222,7 +223,7 @@ def many_readers(bench: Bench) -> list[Row]:
         with xnatfs.mounted() as point:
             (point / file.path).stat()
             bench.server.clear_log()
-            warm_memory(bench.room, 2 * file.size)
+            memory.warm()
             work = [lambda path=point / file.path: read_through(path, file.size)] * 16
             taken.add("xnatfs", seconds(lambda work=work: side_by_side(work)))
             sent.add("xnatfs", bench.bytes_sent() / file.size)

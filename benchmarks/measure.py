@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -11,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import memory
+
 GB = 1e9
-_SCRATCH = bytes(1024 * 1024)
+END_S = 5.0  # for a command that was stopped, to end
 
 EXPECTED_FAULTS = (RuntimeError, OSError, subprocess.SubprocessError)
 """How a peer shows that it cannot do a job: its row then says so, and the others go on."""
@@ -28,6 +31,7 @@ class Row:
         goal: What is to be reached, in words; "" where the row is for reference.
         met: Whether the median reaches it; None without a goal, or where there was nobody to compare with.
         note: Why there are no samples, or what is special about them.
+        source: What the files come from, where that is not XNAT.
     """
 
     number: int
@@ -38,6 +42,12 @@ class Row:
     goal: str = ""
     met: bool | None = None
     note: str = ""
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the first column shows."""
+        return f"{self.number} {self.source}".rstrip()
 
     @property
     def median(self) -> float | None:
@@ -124,21 +134,9 @@ def in_turn(rounds: int, contenders: Mapping[str, Callable[[], None]]) -> None:
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            memory.hold()
             contenders[name]()
-
-
-def warm_memory(room: Path, size: int) -> None:
-    """Have the kernel use ``size`` bytes of memory for file pages, and free them, by writing and deleting a file.
-
-    A virtual machine gives free memory back to its host, and the first to use it again pays for that: 2 s for 1 GB on
-    the machine where this was noticed, which would measure the order of the contenders. Call it right before a reading:
-    the memory is the host's again 2 s later.
-    """
-    scratch = room / "scratch"
-    with scratch.open("wb", buffering=0) as file:
-        for _ in range(size // len(_SCRATCH)):
-            file.write(_SCRATCH)
-    scratch.unlink()
+    memory.release()
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -149,36 +147,41 @@ def seconds(work: Callable[[], object]) -> float:
 
 def run(command: Sequence[str | Path], timeout_s: float | None = None, data: bytes = b"") -> str:
     """A command's output, ``data`` its input; an error when it fails or takes too long, and its children end too."""
+    return _output(command, timeout_s, data)[0]
+
+
+def _output(command: Sequence[str | Path], timeout_s: float | None, data: bytes = b"") -> tuple[str, str]:
+    """What a command writes to its output, and as errors.
+
+    One that is stopped is not waited for longer than END_S: whoever reads from a file system that hangs ends when that
+    file system does.
+    """
     words = [str(part) for part in command]
     pipe = subprocess.PIPE
-    with subprocess.Popen(
+    process = subprocess.Popen(
         words, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, "LC_ALL": "C"}, start_new_session=True
-    ) as process:
-        try:
-            out, err = process.communicate(data, timeout_s)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+    )
+    try:
+        out, err = process.communicate(data, timeout_s)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
+        for end in (process.stdin, process.stdout, process.stderr):
+            assert end is not None
+            with contextlib.suppress(OSError):
+                end.close()
+        raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words, out, err)
-    return out.decode(errors="surrogateescape")
+    return out.decode(errors="surrogateescape"), err.decode(errors="surrogateescape")
 
 
 def read_through(path: Path, size: int, timeout_s: float | None = None) -> None:
     """`dd` a file to nowhere; every byte must come."""
-    command = ["dd", f"if={path}", "of=/dev/null", "bs=1M"]
-    environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=timeout_s,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode or f"\n{size} bytes" not in done.stderr:
-        raise RuntimeError(f"dd: {done.stderr.strip().splitlines()[0]}")
+    _, said = _output(["dd", f"if={path}", "of=/dev/null", "bs=1M"], timeout_s)
+    if f"\n{size} bytes" not in said:
+        raise RuntimeError(f"dd: {said.strip().splitlines()[-1]}")
 
 
 def figure(value: float) -> str:

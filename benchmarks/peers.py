@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from tests.helpers.server import DemoServer
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 30.0
-END_S = 5.0  # for a peer to end: one that was stopped in the middle of its job may never
+END_S = 2.0  # for a peer to end: one that was stopped in the middle of its job may never
+HANG_S = 120.0  # a mount that is still there after this long has hung: no job is given as much time
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Xnatfs:
 
     name = "xnatfs"
 
-    def __init__(self, server: DemoServer, room: Path, *options: str) -> None:
-        self._server = server
+    def __init__(self, server: DemoServer, room: Path, *options: str, source: str = "") -> None:
+        self._source = source or server.url
         self.room = room
         self._options = options
         self._environment = user_environment(room / "home", server.user, server.password)
@@ -84,7 +86,7 @@ class Xnatfs:
         """Mount, and return when the command has."""
         point = self.room / "mnt"
         point.mkdir(parents=True, exist_ok=True)
-        self._run("mount", "--cache-dir", str(self.cache), *self._options, self._server.url, str(point))
+        self._run("mount", "--cache-dir", str(self.cache), *self._options, self._source, str(point))
         return point
 
     def unmount(self) -> None:
@@ -142,6 +144,10 @@ class Peer:
     def command(self, point: Path) -> list[str]:
         raise NotImplementedError
 
+    def environment(self) -> dict[str, str]:
+        """Its settings, where they are not flags."""
+        return {}
+
     @property
     def login(self) -> str:
         return f"{self.server.user}:{self.server.password}"
@@ -150,7 +156,7 @@ class Peer:
     def mounted(self) -> Iterator[Path]:
         point = self.room / "mnt"
         point.mkdir(parents=True, exist_ok=True)
-        environment = user_environment(self.room / "home", None, None)
+        environment = user_environment(self.room / "home", None, None, self.environment())
         if self.needs_range:
             self.server.switch(range=True)
         try:
@@ -158,10 +164,15 @@ class Peer:
                 command = self.command(point)
                 process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
                 self.process = process
+                # Whatever waits for a hung peer, we ourselves or a reader that was killed, waits until it is gone.
+                hung = threading.Timer(HANG_S, process.kill)
+                hung.daemon = True
+                hung.start()
                 try:
                     self._wait(point, process)
                     yield point
                 finally:
+                    hung.cancel()
                     _end(process)
                     if is_mounted(point):
                         detach(point)
@@ -190,7 +201,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(END_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
 
 
 class Rclone(Peer):
@@ -236,6 +248,21 @@ class RcloneNames(Rclone):
 
     name = "rclone mount, names only"
     options = ("--http-no-head",)
+
+
+class RcloneBucket(Rclone):
+    """`rclone mount` of a bucket, as a guest; dates as the listing has them, not by a HEAD for each file."""
+
+    options = ("--use-server-modtime",)
+    bucket = ""
+
+    def environment(self) -> dict[str, str]:
+        settings = {"TYPE": "s3", "PROVIDER": "Other", "ENDPOINT": self.server.url, "LIST_VERSION": "2"}
+        return {f"RCLONE_CONFIG_BUCKET_{name}": value for name, value in settings.items()}
+
+    def command(self, point: Path) -> list[str]:
+        own = ["--config", str(self.room / "no.conf"), "--cache-dir", str(self.room / "cache")]
+        return ["rclone", "mount", f"bucket:{self.bucket}", str(point), "--read-only", *own, *self.options]
 
 
 class Httpdirfs(Peer):

@@ -18,7 +18,7 @@ def cells(row: Row) -> tuple[str, ...]:
     spread = f"{figure(min(row.samples))} - {figure(max(row.samples))}" if len(row.samples) > 1 else ""
     median = "-" if row.median is None else figure(row.median)
     last = "; ".join(part for part in (row.verdict, row.note) if part)
-    return (str(row.number), row.what, row.who, median, spread, row.unit, row.goal, last)
+    return (row.label, row.what, row.who, median, spread, row.unit, row.goal, last)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -35,11 +35,11 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def as_json(rows: Sequence[Row], facts: Mapping[str, object]) -> str:
+def as_json(rows: Sequence[Row], facts: Mapping[str, object], took_s: Mapping[str, float] = {}) -> str:
     listed = [
         asdict(row) | {"samples": list(row.samples), "median": row.median, "verdict": row.verdict} for row in rows
     ]
-    return json.dumps({"facts": dict(facts), "rows": listed}, indent=2) + "\n"
+    return json.dumps({"facts": dict(facts), "took_s": dict(took_s), "rows": listed}, indent=2) + "\n"
 
 
 def rows_from(document: Mapping[str, Any]) -> list[Row]:
@@ -51,12 +51,12 @@ def rows_from(document: Mapping[str, Any]) -> list[Row]:
 def markdown(document: Mapping[str, Any]) -> str:
     """The table and what it was measured with."""
     lines = ["| # | what | who | median | min - max | unit | goal | verdict |", "|--:|---|---|--:|--:|---|---|---|"]
-    shown = 0
+    shown = ""
     for row in rows_from(document):
         number, *rest = (cell.replace("|", "\\|") for cell in cells(row))
         rest[-1] = rest[-1].replace("MISSED", "**missed**")
-        lines.append(f"| {number if row.number != shown else ''} | {' | '.join(rest)} |")
-        shown = row.number
+        lines.append(f"| {number if row.label != shown else ''} | {' | '.join(rest)} |")
+        shown = row.label
     facts = "\n".join(f"- {name}: {value}" for name, value in document["facts"].items())
     return "\n".join(lines) + f"\n\nMeasured with:\n\n{facts}\n"
 
@@ -102,7 +102,7 @@ def headlines(document: Mapping[str, Any]) -> str:
     rows = rows_from(document)
 
     def shown(name: str, number: int, who: str, what: str) -> str:
-        found = (r for r in rows if (r.number, bool(r.unit)) == (number, True))
+        found = (r for r in rows if (r.number, r.source, bool(r.unit)) == (number, "", True))
         row = next((r for r in found if r.who.startswith(who) and r.what.startswith(what)), None)
         if row is None or row.median is None:
             return f"{name} {row.note if row is not None else '-'}".strip()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from measure import Row
 from peers import MOUNTS, Peer, Xnatfs
+from results import wanted
 
 from tests.helpers.server import DemoServer
 
@@ -46,10 +47,10 @@ class Bench:
         self.server.reset()
         self.server.switch(max_sessions=10**6)  # some peers open a session a request
 
-    def xnatfs(self, name: str, *options: str) -> Xnatfs:
+    def xnatfs(self, name: str, *options: str, source: str = "") -> Xnatfs:
         room = self.fresh(name)
         room.mkdir(parents=True)
-        return Xnatfs(self.server, room, *options)
+        return Xnatfs(self.server, room, *options, source=source)
 
     def peers(self, *kinds: type[Peer]) -> list[Peer]:
         """These (all three of them, when none is named), also those that cannot be run here."""
@@ -77,14 +78,36 @@ class Bench:
         return sent
 
 
-Task = Callable[[Bench], list[Row]]
-TASKS: list[tuple[tuple[int, ...], Task]] = []
+Work = Callable[[Bench], list[Row]]
 
 
-def measures(*numbers: int) -> Callable[[Task], Task]:
-    def register(task: Task) -> Task:
-        TASKS.append((numbers, task))
-        return task
+@dataclass(frozen=True)
+class Task:
+    """A measurement, and the numbers that it measures on a source ("" is XNAT)."""
+
+    numbers: tuple[int, ...]
+    source: str
+    work: Work
+
+    @property
+    def name(self) -> str:
+        return self.work.__name__
+
+    def wanted(self, only: Sequence[str], skip: Sequence[str]) -> bool:
+        return wanted(self.numbers, self.source, only, skip)
+
+    def __str__(self) -> str:
+        numbers = ", ".join(map(str, self.numbers))
+        return f"{numbers}{f' {self.source}' * bool(self.source)}: {(self.work.__doc__ or '').splitlines()[0]}"
+
+
+TASKS: list[Task] = []
+
+
+def measures(*numbers: int, source: str = "") -> Callable[[Work], Work]:
+    def register(work: Work) -> Work:
+        TASKS.append(Task(numbers, source, work))
+        return work
 
     return register
 

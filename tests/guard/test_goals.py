@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounting import Mount, mounted
-from tests.helpers.server import DemoServer
+from tests.helpers.server import DemoServer, Record
 from tests.helpers.usage import disk_used, resident_bytes
 
 pytestmark = pytest.mark.fuse
@@ -27,6 +27,8 @@ SCANS = "BIG/BIG_1/BIG_1_MR/scans"
 HUNDRED = f"{SCANS}/3-bold100m/NIFTI/bold_100m.nii"
 HALF_GIGABYTE = f"{SCANS}/2-bold500m/NIFTI/bold_500m.nii"
 GIGABYTE = f"{SCANS}/1-bold1g/NIFTI/bold_1g.nii"
+OBJECTS = "/xnat-big/"
+CRAWLED = 12  # sessions of a project: enough for a crawl to be seen, few enough for a test
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,11 @@ def read_all(*paths: Path) -> None:
     assert [reader.wait(100) for reader in readers] == [0] * len(paths)
 
 
-def sent_at_rest(server: DemoServer) -> int:
+def sent_at_rest(server: DemoServer, part: str = "/files") -> int:
     """Bytes of content sent, once that number has stood still for a second."""
     sent, since = -1, time.monotonic()
     while time.monotonic() - since < 1.0:
-        now = sum(record["sent"] for record in server.log()["requests"] if "/files" in record["path"])
+        now = sum(record["sent"] for record in server.log()["requests"] if part in record["path"])
         if now != sent:
             sent, since = now, time.monotonic()
         time.sleep(0.1)
@@ -148,3 +150,64 @@ def test_disk_used_stays_at_the_cap_all_the_time(server: DemoServer, tmp_path: P
         mount.stop()
     assert max(samples) > cap // 2
     assert max(samples) <= cap + 64 * MIB
+
+
+def test_a_crawl_takes_three_requests_a_session_at_most(server: DemoServer, mount: Mount) -> None:
+    server.truth("CRAWL")  # makes the server's own lists
+    roots = [mount.path / "CRAWL" / f"CRAWL_{number:04d}" for number in range(CRAWLED)]
+    server.clear_log()
+    found = subprocess.run(["find", *roots, "-name", "*.dcm"], capture_output=True, check=True).stdout
+    assert found.count(b"\n") == CRAWLED * 1000
+    # The crawl is seen in subject directories, whose neighbours are listed ahead though nobody asked for them here.
+    listed = [record for record in server.requests() if "/experiments/" in record["path"]]
+    assert len(server.requests()) <= 3 + 3 * max(CRAWLED, _sessions(listed))
+    listed_twice = len(listed) - len({(record["path"], record["query"]) for record in listed})
+    assert listed_twice == 0
+
+
+def _sessions(records: list[Record]) -> int:
+    """How many sessions these requests name."""
+    named = (record["path"].partition("/experiments/")[2].partition("/")[0] for record in records)
+    return len({session for ids in named for session in ids.split(",")})
+
+
+def test_a_stored_listing_serves_a_remount_without_a_request(server: DemoServer, tmp_path: Path) -> None:
+    mount = mount_of(server, tmp_path)
+    session = mount.path / "BENCH/BENCH_1/BENCH_2000_FILES"
+    listings = []
+    for _ in range(2):
+        server.clear_log()
+        mount.start()
+        listings.append(subprocess.run(["ls", "-lR", session], capture_output=True, check=True).stdout)
+        asked = server.requests()
+        mount.stop()
+    assert listings[0] == listings[1] and listings[0].count(b".dcm\n") == 2000
+    assert asked == []
+
+
+@pytest.fixture
+def bucket(server: DemoServer, tmp_path: Path) -> Iterator[Mount]:
+    """The project BIG as a bucket: a store that honours ranges, as those of IDC do."""
+    server.switch(buckets=True)
+    with mounted(f"s3://xnat-big?endpoint={server.url}", tmp_path) as mount:
+        yield mount
+
+
+def test_a_header_out_of_a_bucket_costs_256_kb_at_most(server: DemoServer, bucket: Mount) -> None:
+    path = bucket.path / "BIG_1_MR/3/NIFTI/bold_100m.nii"
+    path.stat()
+    server.clear_log()
+    with path.open("rb", buffering=0) as file:
+        assert len(file.read(352)) == 352
+    assert sent_at_rest(server, OBJECTS) <= 256 * 1024
+
+
+def test_a_sequential_read_out_of_a_bucket_comes_once(server: DemoServer, bucket: Mount) -> None:
+    path = bucket.path / "BIG_1_MR/2/NIFTI/bold_500m.nii"
+    size = path.stat().st_size
+    server.clear_log()
+    read_all(path)
+    assert size <= sent_at_rest(server, OBJECTS) <= 1.05 * size
+    server.clear_log()
+    read_all(path)
+    assert sent_at_rest(server, OBJECTS) == 0

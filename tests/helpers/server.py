@@ -145,6 +145,7 @@ class DemoServer:
                 "old_listings": False,
                 "agreement": False,
                 "nbia_v4": True,
+                "buckets": False,
                 "unlock": True,
                 "faults": [],
             },

@@ -19,11 +19,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The modules, as scripts/bench imports them."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import measure
+    import memory
     import report
+    import results
     import svg
 
-    yield SimpleNamespace(measure=measure, report=report, svg=svg)
-    for name in ("measure", "report", "svg"):
+    yield SimpleNamespace(measure=measure, memory=memory, report=report, results=results, svg=svg)
+    memory.release()
+    for name in ("measure", "memory", "report", "results", "svg"):
         sys.modules.pop(name, None)
 
 
@@ -88,3 +91,49 @@ def test_a_drawing_is_well_formed_and_its_points_lie_inside(bench: SimpleNamespa
     assert len(circles) == 2 * (2 + 1)  # two points and the key, in each panel
     assert all(0 <= float(node.get("cx", -1)) <= bench.svg.WIDTH for node in circles)
     assert all(0 <= float(node.get("cy", -1)) <= bench.svg.HEIGHT for node in circles)
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(bench: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "20260101T000000Z.json"
+    first = bench.results.Results(path, {"sizes": "small", "xnatfs": "0.1 (a)"})
+    first.add("later", [bench.measure.at_most(9, "w", "xnatfs", "ms", [40.0], 35)], 12.34)
+    again = bench.results.newest(tmp_path, "small").going_on_with({"sizes": "small", "xnatfs": "0.1 (b)"})
+    assert again.took_s == {"later": 12.3}
+    again.add("sooner", [bench.measure.at_most(1, "w", "xnatfs", "requests", [3.0], 4)], 1)
+    document = bench.results.load(path)
+    assert [row["number"] for row in document["rows"]] == [1, 9]
+    assert document["facts"]["xnatfs"] == "0.1 (a), then 0.1 (b)"
+    assert list(document["took_s"]) == ["later", "sooner"]
+    assert bench.results.newest(tmp_path, "other sizes") is None
+
+
+def test_numbers_and_sources_are_chosen_and_left_out_by_name(bench: SimpleNamespace) -> None:
+    wanted = bench.results.wanted
+    assert bench.results.names_of("5, 6,bucket") == ["5", "6", "bucket"]
+    assert wanted([5, 6], "", [], [])
+    assert wanted([5, 6], "", ["6"], []) and wanted([5, 6], "bucket", ["6"], [])
+    assert wanted([11], "bucket", ["bucket"], []) and not wanted([11], "", ["bucket"], [])
+    assert not wanted([5, 6], "", ["7"], [])
+    assert wanted([5, 6], "", [], ["5"]) and not wanted([5, 6], "", [], ["5", "6"])
+    assert not wanted([11], "bucket", [], ["bucket"]) and wanted([11], "", [], ["bucket"])
+
+
+def test_a_row_of_another_source_says_so_and_is_no_headline(bench: SimpleNamespace) -> None:
+    bucket = bench.measure.Row(5, "cold read of 1 GB", "xnatfs", "GB/s", [9.0], source="bucket")
+    xnat = bench.measure.Row(5, "cold read of 1 GB", "xnatfs", "GB/s", [0.5])
+    document = json.loads(bench.report.as_json([bucket, xnat], {}))
+    assert "| 5 bucket | cold read of 1 GB | xnatfs | 9 |" in bench.report.markdown(document)
+    assert "| cold read of 1 GB | 0.5 GB/s |" in bench.report.headlines(document)
+
+
+def test_memory_is_held_once_and_let_go(bench: SimpleNamespace) -> None:
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmSize")).split()[1])
+
+    before = mapped()
+    for _ in range(2):
+        bench.memory.hold(600 * 10**6)
+    assert 500 * 10**6 < mapped() - before < 700 * 10**6
+    bench.memory.release()
+    assert mapped() - before < 100 * 10**6

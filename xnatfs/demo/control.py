@@ -84,6 +84,7 @@ class Control:
             "old_listings": state.switches.old_listings,
             "agreement": state.switches.agreement,
             "nbia_v4": state.switches.nbia_v4,
+            "buckets": state.switches.buckets,
             "bandwidth": state.link.bytes_per_s,
             "guests": state.gate.guests,
             "session_timeout_s": state.gate.session_timeout_s,
@@ -97,7 +98,8 @@ class Control:
         unknown = set(wanted) - set(self._switches()) - {"expire_sessions", "add_faults", "unlock", "passwords"}
         if unknown:
             raise ValueError(f"unknown switches: {sorted(unknown)}")
-        for name in ("latency_s", "range", "outage", "firewall_status", "old_listings", "agreement", "nbia_v4"):
+        plain = ("latency_s", "range", "outage", "firewall_status", "old_listings", "agreement", "nbia_v4", "buckets")
+        for name in plain:
             if name in wanted:
                 setattr(state.switches, name, wanted[name])
         for name in ("guests", "session_timeout_s", "max_sessions", "token_life_s"):

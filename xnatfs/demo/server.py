@@ -16,6 +16,7 @@ from typing import cast
 
 from aiohttp import web
 
+from xnatfs.demo import scan_buckets
 from xnatfs.demo.api import Api, Question, parse_query
 from xnatfs.demo.auth import OPEN_PATHS, Gate, Login, Refused
 from xnatfs.demo.control import Control
@@ -23,6 +24,7 @@ from xnatfs.demo.faults import FaultList, apply
 from xnatfs.demo.records import Archive
 from xnatfs.demo.replies import AGREEMENT_PAGE, LOGIN_PAGE, Reply, error, plain
 from xnatfs.demo.requestlog import Record, RequestLog
+from xnatfs.demo.scan_buckets import ScanBuckets
 from xnatfs.demo.sending import Body, ClientGone, Cut, CutShort, Link, Sender, abort_on_close
 from xnatfs.demo.tcia import Tcia, is_tcia
 
@@ -43,6 +45,7 @@ class Switches:
     outage: bool = False
     firewall_status: int = 500
     agreement: bool = False  # as ConnectomeDB: terms of use in place of everything until they are accepted
+    buckets: bool = False  # every project as an open bucket, too
     nbia_v4: bool = True  # off: an NBIA server from before 2025, which has v1 and v2 only
     old_listings: bool = False  # as XNAT 1.7: one file that is gone from disk makes the whole list a 500
 
@@ -67,6 +70,7 @@ class DemoServer:
         self._context = context
         self._api = Api(state.archive, state.gate, lambda: state.switches.old_listings)
         self._tcia = Tcia(lambda: state.switches.nbia_v4)
+        self._buckets = ScanBuckets(state.archive)
         self._control = Control(state, self._tcia)
         self._senders = ThreadPoolExecutor(MAX_SENDERS, thread_name_prefix="send")
         self._runner: web.ServerRunner | None = None
@@ -140,6 +144,9 @@ class DemoServer:
         path = path[len(self._context) :]
         if is_tcia(path):
             return await self._tcia_reply(request, path, record)
+        if self.state.switches.buckets and path.startswith(scan_buckets.PREFIX):
+            question = Question(request.method, path, parse_query(record.query), request.headers, b"")
+            return await asyncio.to_thread(self._buckets.answer, question), [], "", ""
         try:
             login = self.state.gate.admit(
                 path,
