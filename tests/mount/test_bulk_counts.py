@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from hashlib import md5
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounting import mounted
+from tests.helpers.mounting import Mount, mounted
 from tests.helpers.server import DemoServer, Record
 
 pytestmark = pytest.mark.fuse
@@ -109,3 +112,73 @@ def test_a_copy_survives_a_zip_that_breaks_in_its_middle(server: DemoServer, tmp
     copied = {path.name: md5(path.read_bytes()).hexdigest() for path in (tmp_path / "copy").iterdir()}
     assert copied == truth
     assert len(copied) == 100
+
+
+# --- several mounts that share one cache directory ----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def mounts_of_one_cache(server: DemoServer, tmp_path: Path, count: int) -> Iterator[list[Mount]]:
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                mounted(server.url, tmp_path / f"{n}", "--cache-dir", f"{tmp_path}/cache", user="demo", password="demo")
+            )
+            for n in range(count)
+        ]
+
+
+def copy_from(mount: Mount) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["cp", "-r", mount.path / SCAN_OF_1000, mount.room / "copy"], stderr=subprocess.DEVNULL)
+
+
+def sums_of_copy(mount: Mount) -> dict[str, str]:
+    return {path.name: md5(path.read_bytes()).hexdigest() for path in (mount.room / "copy").iterdir()}
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_mounts_that_copy_one_scan_at_the_same_moment_fetch_it_once(
+    server: DemoServer, tmp_path: Path, count: int
+) -> None:
+    with mounts_of_one_cache(server, tmp_path, count) as mounts:
+        for mount in mounts:
+            os.listdir(mount.path / SCAN_OF_1000)
+        assert [copy.wait(100) for copy in [copy_from(mount) for mount in mounts]] == [0] * count
+        sent = sum(row["sent"] for row in file_requests(server))
+        streams = len(zips(server))
+        truth = true_md5s(server, "XNAT_E10001")
+        for mount in mounts:
+            assert sums_of_copy(mount) == truth
+    assert streams == 1
+    assert sent <= 1.1 * 1000 * 205_000
+
+
+def test_the_end_of_the_mount_that_fetches_a_scan_leaves_the_others_right(server: DemoServer, tmp_path: Path) -> None:
+    server.switch(bandwidth=60_000_000)
+    with mounts_of_one_cache(server, tmp_path, 3) as mounts:
+        for mount in mounts:
+            os.listdir(mount.path / SCAN_OF_1000)
+        owner, *others = mounts
+        first = copy_from(owner)
+        wait_until(lambda: zip_bytes(server) > 10_000_000)
+        copies = [copy_from(mount) for mount in others]
+        wait_until(lambda: zip_bytes(server) > 80_000_000)
+        owner.kill()
+        assert first.wait(100) != 0
+        assert [copy.wait(100) for copy in copies] == [0] * 2
+        truth = true_md5s(server, "XNAT_E10001")
+        for mount in others:
+            assert sums_of_copy(mount) == truth
+        assert sum(row["sent"] for row in file_requests(server)) <= 2.1 * 1000 * 205_000
+
+
+def zip_bytes(server: DemoServer) -> int:
+    """Sent of zips so far, those under way included."""
+    return sum(row["sent"] for row in server.log()["requests"] if "format=zip" in row["query"])
+
+
+def wait_until(happened: Callable[[], bool], limit_s: float = 60.0) -> None:
+    limit = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < limit, "it never happened"
+        time.sleep(0.01)

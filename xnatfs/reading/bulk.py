@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from xnatfs.archives.base import Archive
-from xnatfs.blocks.base import BlockCache
+from xnatfs.blocks.base import BlockCache, Claim, Claims
 from xnatfs.config import MIB, ReadConfig
 from xnatfs.model import ContentId, Entry
+from xnatfs.reading.bulk_neighbour import BulkNeighbour, is_fresh
 from xnatfs.reading.bulk_transfer import LARGEST, BulkTransfer, Slots
 from xnatfs.reading.flight import Flight
 from xnatfs.stats import Stats
@@ -37,6 +39,11 @@ SAMPLE = 256
 
 FOLDERS_KEPT = 1024  # whose walks are remembered, at about 1 KB each
 
+TURNS = 4
+"""Processes that may have a stream of one folder beside others that stand still; later ones ask nobody. A guess."""
+
+FORGOTTEN_S = 60.0  # after which a stream of another process that no reader of ours has needed is not followed
+
 
 class Folder(Protocol):
     """A directory, as far as it matters here.
@@ -56,14 +63,18 @@ class Folder(Protocol):
         ...
 
 
+_Stream = BulkTransfer | BulkNeighbour
+
+
 class _Walk:
     """What has been read of one folder. Guarded by the lock of ``BulkReader``."""
 
-    __slots__ = ("fetched", "needed")
+    __slots__ = ("fetched", "needed", "turn")
 
     def __init__(self) -> None:
         self.fetched: set[str] = set()  # keys of files that had to be fetched since the last stream
         self.needed = WALK
+        self.turn = 0  # streams of other processes that were found to stand still
 
 
 class BulkReader:
@@ -71,6 +82,8 @@ class BulkReader:
 
     Args:
         find: The flight of a content that is open now, or None.
+        claims: Of the processes that share the cache: one of them has the stream, the others follow it.
+        closing: Whether waits should end.
     """
 
     def __init__(
@@ -82,6 +95,8 @@ class BulkReader:
         slots: Slots,
         stats: Stats,
         find: Callable[[ContentId], Flight | None],
+        claims: Claims | None = None,
+        closing: Callable[[], bool] = bool,
     ) -> None:
         self._archive = archive
         self._cache = cache
@@ -90,17 +105,19 @@ class BulkReader:
         self._slots = slots
         self._stats = stats
         self._find = find
+        self._claims = claims
+        self._closing = closing
         self._limit = max(1, config.max_transfers // 2)  # streams at once: other reads go on beside them
         self._lock = threading.Lock()
         self._walks: OrderedDict[str, _Walk] = OrderedDict()  # guarded by _lock
-        self._running: dict[str, BulkTransfer] = {}  # by folder; replaced under _lock, read without
+        self._running: dict[str, _Stream] = {}  # by folder; replaced under _lock, read without
 
     def opened(self, folder: Folder, entry: Entry) -> None:
         """A reader goes on in this folder, whether its file is cached or not."""
         if self._running:
-            transfer = self._running.get(folder.key)
-            if transfer is not None:
-                transfer.follow(entry.size or 0)
+            stream = self._running.get(folder.key)
+            if stream is not None:
+                stream.follow(entry.size or 0)
 
     def brings(self, flight: Flight, folder: Folder) -> bool:
         """Called where a file is about to be fetched. True when a stream has brought it: it is cached or pinned now.
@@ -109,12 +126,20 @@ class BulkReader:
         """
         if flight.size > LARGEST:
             return False
-        transfer = self._running.get(folder.key)
-        if transfer is None and flight.size <= self._block_size:
-            transfer = self.fetched(flight, folder)
-        return transfer is not None and transfer.wait_for(flight)
+        stream = self._running.get(folder.key)
+        if stream is None and flight.size <= self._block_size:
+            stream = self.fetched(flight, folder)
+        while stream is not None:
+            if stream.wait_for(flight):
+                return True
+            if isinstance(stream, BulkNeighbour) and stream.over:
+                self._leave(folder.key, stream)
+            before, stream = stream, self._running.get(folder.key)
+            if stream is before:
+                break
+        return False
 
-    def fetched(self, flight: Flight, folder: Folder) -> BulkTransfer | None:
+    def fetched(self, flight: Flight, folder: Folder) -> _Stream | None:
         """Remember that all of a file is fetched; the folder's stream, begun now if that makes it a walk.
 
         Of a file of many blocks this is known when its end has been read: its header alone makes no walk.
@@ -131,11 +156,13 @@ class BulkReader:
             else:
                 self._walks.move_to_end(key)
             walk.fetched.add(flight.entry.key)
-            if len(walk.fetched) < walk.needed or len(self._running) >= self._limit:
+            if len(walk.fetched) < walk.needed:
                 return None
-            transfer = self._running.get(key)
-            if transfer is not None:
-                return transfer
+            stream = self._running.get(key)
+            if stream is not None:
+                return stream
+            if sum(isinstance(other, BulkTransfer) for other in self._running.values()) >= self._limit:
+                return None
             walk.fetched.clear()
             transfer = BulkTransfer(
                 self._archive, self._cache, self._config, self._block_size, self._slots, self._stats, self._find
@@ -148,21 +175,66 @@ class BulkReader:
     def _run(self, folder: Folder, transfer: BulkTransfer) -> None:
         """The stream's thread."""
         factor = 2
+        claim: Claim | None = None
+        neighbour: BulkNeighbour | None = None
         try:
-            files = self._plan(folder)
+            claim, neighbour = self._claim(folder.key)
+            files = None if neighbour is not None else self._plan(folder)
             if files:
                 self._stats.bulk_streams += 1
-                complete = transfer.run(files, folder.key)
+                complete = transfer.run(files, folder.key, claim)
                 factor = 1 if complete else 2 if transfer.kept else USELESS
         except Exception:
             log.exception("bulk stream of %s failed", folder.key)
         finally:
-            with self._lock:
-                self._running = {key: other for key, other in self._running.items() if other is not transfer}
-                walk = self._walks.get(folder.key)
-                if walk is not None:
-                    walk.needed *= factor
+            if claim is not None:
+                claim.release()
+            self._replace(folder.key, transfer, neighbour)
+            if neighbour is None:
+                with self._lock:
+                    walk = self._walks.get(folder.key)
+                    if walk is not None:
+                        walk.needed *= factor
             transfer.end()
+
+    # --- other processes ----------------------------------------------------------------------------------------
+
+    def _claim(self, key: str) -> tuple[Claim | None, BulkNeighbour | None]:
+        """Our claim on a folder, or the stream that another process has of it."""
+        with self._lock:
+            walk = self._walks.get(key)
+            turn = TURNS if walk is None else walk.turn
+        if self._claims is None or turn >= TURNS:
+            return None, None
+        name = ContentId(self._archive.id, f"{key}\0folder", str(turn))
+        claim = self._claims.take(name)
+        if claim is not None:
+            before = claim.before
+            if before is None or before.position < before.stop or not before.stop or not is_fresh(before):
+                return claim, None
+            claim.release()  # all of it has just been fetched
+        log.debug("%s: another process has its stream", key)
+        return None, BulkNeighbour(self._claims, self._cache, self._block_size, name, self._closing)
+
+    def _leave(self, key: str, neighbour: BulkNeighbour) -> None:
+        """Its stream brings nothing any more."""
+        self._replace(key, neighbour, None)
+        with self._lock:
+            walk = self._walks.get(key)
+            if walk is not None and neighbour.stuck:
+                walk.turn += 1
+                neighbour.stuck = False  # counted once, however many readers waited
+
+    def _replace(self, key: str, stream: _Stream, by: _Stream | None) -> None:
+        since = time.monotonic() - FORGOTTEN_S
+        with self._lock:
+            self._running = {
+                at: other
+                for at, other in self._running.items()
+                if other is not stream and not (isinstance(other, BulkNeighbour) and other.used_at < since)
+            }
+            if by is not None:
+                self._running[key] = by
 
     def _plan(self, folder: Folder) -> list[Entry] | None:
         """The files to ask for, or None where a stream would move much that nobody may want."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from xnatfs.archives.base import Archive, BulkMember, BulkStream
-from xnatfs.blocks.base import BlockCache, BlockKey
+from xnatfs.blocks.base import BlockCache, BlockKey, Claim
 from xnatfs.config import KIB, MIB, ReadConfig
 from xnatfs.errors import ArchiveError, TimedOut
 from xnatfs.model import ContentId, Entry
@@ -65,10 +65,29 @@ PROGRESS = 64 * KIB
 
 LOOK_S = 0.25  # between two looks of a waiting reader at how the stream is doing
 
+TELL_S = 0.02
+"""How often other processes are told how far the stream is, and asked what they want of it: a system call each."""
+
 
 class Slots(Protocol):
     def acquire(self, transfer: BulkTransfer) -> None: ...
     def release(self, transfer: BulkTransfer) -> None: ...
+
+
+def patience(size: int, hasty: bool) -> tuple[float, int]:
+    """Seconds that a reader waits at least for a file of this size, and bytes that must pass until it gives up."""
+    return (HASTE_S, 0) if hasty else (PATIENCE_S, PATIENCE_BYTES * size)
+
+
+def has_passed(cache: BlockCache, flight: Flight) -> bool:
+    """Whether the cache has learnt of this content since the flight began."""
+    if flight.content is not None:
+        return True  # perhaps since a moment ago: another look costs little
+    note = cache.get_note(flight.base)
+    if note is None or flight.pin(note) is None:
+        return False
+    flight.noted, flight.cold = True, False
+    return True
 
 
 class _Ticket:
@@ -121,6 +140,10 @@ class BulkTransfer:
         self._ended = False  # guarded by _cond
         self._stream: BulkStream | None = None  # guarded by _cond
         self._arrived: queue.Queue[tuple[Entry, str, memoryview | None] | None] = queue.Queue(KEEP_AHEAD)
+        self._claim: Claim | None = None  # on the folder; of the thread that runs the stream
+        self._total = 0  # bytes of all files asked for
+        self._passed = 0  # ``moved`` and what has come of the member under way
+        self._tell_after = 0.0
         self.kept = 0
         self.moved = 0
 
@@ -149,18 +172,17 @@ class BulkTransfer:
                     self._progress_at = self._followed_at  # it stood still because it had to
                     self._cond.notify_all()
         if not coming:
-            return self._has_passed(flight)
+            return has_passed(self._cache, flight)
         try:
             self._await(ticket, flight)
         finally:
             self._drop(key, ticket)
-        return ticket.came or self._has_passed(flight)
+        return ticket.came or has_passed(self._cache, flight)
 
     def _await(self, ticket: _Ticket, flight: Flight) -> None:
         started = now = time.monotonic()
-        patience_s, enough = PATIENCE_S, self.moved + PATIENCE_BYTES * flight.size
-        if self._hasty:
-            patience_s, enough = HASTE_S, 0
+        patience_s, enough = patience(flight.size, self._hasty)
+        enough += self.moved
         while now - self._progress_at <= SILENCE_S:
             waited_s = now - started
             if waited_s > LONGEST_WAIT_S or (waited_s > patience_s and self.moved >= enough):
@@ -183,16 +205,6 @@ class BulkTransfer:
                 if not tickets:
                     del self._tickets[key]
 
-    def _has_passed(self, flight: Flight) -> bool:
-        """Whether the cache has learnt of this content since the flight began."""
-        if flight.content is not None:
-            return True  # perhaps since a moment ago: another look costs little
-        note = self._cache.get_note(flight.base)
-        if note is None or flight.pin(note) is None:
-            return False
-        flight.noted, flight.cold = True, False
-        return True
-
     # --- for whoever hands out connections ---------------------------------------------------------------------
 
     def idle_since(self) -> float | None:
@@ -210,9 +222,16 @@ class BulkTransfer:
 
     # --- for the one thread that runs it -----------------------------------------------------------------------
 
-    def run(self, files: Sequence[Entry], what: str) -> bool:
-        """Read the stream to its end, or until it breaks or nobody follows. Whether it came to its end."""
+    def run(self, files: Sequence[Entry], what: str, claim: Claim | None = None) -> bool:
+        """Read the stream to its end, or until it breaks or nobody follows. Whether it came to its end.
+
+        Args:
+            claim: On the folder among the processes that share the cache: they are told how far the stream is.
+        """
         has_slot = False
+        self._claim = claim
+        if claim is not None:
+            claim.moved(0, 0, 0)
         try:
             self._slots.acquire(self)
             has_slot = True
@@ -255,10 +274,13 @@ class BulkTransfer:
         keeper = threading.Thread(target=self._keep_arrived, name="xnatfs-bulk-keep", daemon=True)
         keeper.start()
         try:
-            complete = self._receive(stream, sum(entry.size or 0 for entry in files))
+            self._total = sum(entry.size or 0 for entry in files)
+            self._tell()
+            complete = self._receive(stream, self._total)
         finally:
             self._arrived.put(None)
             keeper.join()
+            self._tell()
         log.info("%s: bulk stream %s: %d members kept", what, "complete" if complete else "let go", self.kept)
         return complete
 
@@ -270,6 +292,7 @@ class BulkTransfer:
             entry, member = found
             data = self._read(entry, member) if (entry.size or 0) <= LARGEST else None
             self.moved += entry.size or 0
+            self._passed = self.moved
             self._arrived.put((entry, member.validator, data))
         return False
 
@@ -278,7 +301,8 @@ class BulkTransfer:
         with self._cond:
             while not self._stopping:
                 ahead = self.moved - self._followed
-                if left <= LITTLE or self._tickets or ahead <= min(MOST_AHEAD, FIRST_AHEAD + 4 * self._followed):
+                near = ahead <= min(MOST_AHEAD, FIRST_AHEAD + 4 * self._followed)
+                if left <= LITTLE or self._tickets or near or self._is_wanted():
                     if self._paused:
                         self._paused, self._progress_at = False, time.monotonic()
                     return True
@@ -286,8 +310,21 @@ class BulkTransfer:
                 if idle_s >= self._config.idle_s:
                     return False
                 self._paused = True
-                self._cond.wait(max(self._config.idle_s - idle_s, 0.05))
+                self._cond.wait(max(self._config.idle_s - idle_s, 0.05) if self._claim is None else TELL_S)
             return False
+
+    def _is_wanted(self) -> bool:
+        """Under the condition: whether another process waits for a member that is to come."""
+        if self._claim is None or self._claim.wanted() <= self.moved:
+            return False
+        self._followed_at = time.monotonic()
+        return True
+
+    def _tell(self) -> None:
+        """Let the processes that wait for members know how far it is."""
+        if self._claim is not None:
+            self._claim.moved(0, self._passed, max(1, self._total))
+            self._tell_after = time.monotonic() + TELL_S
 
     def _keep_arrived(self) -> None:
         """A thread beside the one that reads the stream: an MD5 takes as long as the network does."""
@@ -332,7 +369,10 @@ class BulkTransfer:
 
     def _note_progress(self, count: int, what: str) -> None:
         self._progress += count
+        self._passed += count
         now = time.monotonic()
+        if now >= self._tell_after and self._claim is not None:
+            self._tell()
         if self._progress >= PROGRESS:
             self._progress, self._progress_at = 0, now
         elif now - self._progress_at > self._config.timeout_s:

@@ -77,7 +77,17 @@ class BlockReader:
         self._stats.gauges["transfers"] = lambda: self._slots.count
         self._lock = threading.Lock()
         self._flights: dict[ContentId, Flight] = {}  # guarded by _lock: versions that are open now
-        self._bulk = BulkReader(archive, cache, config, block_size, self._slots, self._stats, self._flights.get)
+        self._bulk = BulkReader(
+            archive,
+            cache,
+            config,
+            block_size,
+            self._slots,
+            self._stats,
+            self._flights.get,
+            claims,
+            lambda: self._slots.closed,
+        )
 
     def open(self, entry: Entry, folder: Folder | None = None) -> OpenFile:
         """A handle on one version of a file. Makes no request.
