@@ -1,12 +1,13 @@
 """The mean of every NIfTI image of a project, on the worker processes of a Dask cluster.
 
-    python examples/dask_nifti_means.py xnat://HOST/PROJECT [WORKERS]
+    python examples/dask_nifti_means.py xnat://HOST/PROJECT [WORKERS | tcp://SCHEDULER:8786]
 
 Workers open the files by themselves: what travels to them is a URL, never a password. They find credentials where every
 command does (`xnatfs login`, ~/.netrc, XNAT_USER and XNAT_PASS). Those of one machine share a cache, so that each byte
-comes to it once, and all share one session on the server.
+comes to it once, and one session on the server.
 """
 
+import contextlib
 import gzip
 import sys
 
@@ -26,16 +27,17 @@ def mean_of(file: fsspec.core.OpenFile) -> tuple[str, float]:
         return file.path, float(np.asarray(kind.from_stream(stream).dataobj).mean())
 
 
-def main(project: str, workers: int = 4) -> None:
+def main(project: str, where: str = "4") -> None:
     files = fsspec.open_files([f"{project}/**/*.nii", f"{project}/**/*.nii.gz"])
-    # On a cluster: Client("scheduler:8786"), or dask_jobqueue.SLURMCluster in place of the LocalCluster.
-    with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with contextlib.ExitStack() as stack:
+        cluster: str | LocalCluster = where  # or dask_jobqueue.SLURMCluster(...)
+        if where.isdigit():
+            cluster = LocalCluster(n_workers=int(where), threads_per_worker=1, dashboard_address=None)
+            stack.enter_context(cluster)
+        client = stack.enter_context(Client(cluster))
         for path, mean in sorted(client.gather(client.map(mean_of, files))):
             print(f"{mean:12.3f}  {path}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:])

@@ -95,7 +95,7 @@ ensure_fuse() {
 ensure_tools() {
   local -a missing=()
   local pair
-  for pair in dcm2niix:dcm2niix dcmdump:dcmtk rsync:rsync getfattr:attr curl:curl rclone:rclone; do
+  for pair in dcm2niix:dcm2niix dcmdump:dcmtk rsync:rsync getfattr:attr curl:curl rclone:rclone ip:iproute2; do
     have "${pair%%:*}" || missing+=("${pair#*:}")
   done
   [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}" ||

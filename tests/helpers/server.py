@@ -35,6 +35,7 @@ class DemoServer:
         self._context = context
         self._flags = flags
         self._process: subprocess.Popen[str] | None = None
+        self.host = str(flags.get("host", "127.0.0.1"))
         self.port = 0
         self.url = ""
 
@@ -104,7 +105,7 @@ class DemoServer:
     # -- control ------------------------------------------------------------------------------------------------------
 
     def _control(self, name: str, method: str = "GET", data: object = None) -> Any:
-        url = f"http://127.0.0.1:{self.port}/__demo__/{name}"
+        url = f"http://{self.host}:{self.port}/__demo__/{name}"
         body = None if data is None else json.dumps(data).encode()
         request = urllib.request.Request(url, data=body, method=method, headers={"Content-Type": "application/json"})
         try:
@@ -184,7 +185,7 @@ class DemoServer:
     def content(self, uri: str) -> bytes:
         """A file's bytes now, asked for beside the code under test (and seen in the log)."""
         pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        url = f"http://127.0.0.1:{self.port}{self._context}{urllib.parse.quote(uri)}"
+        url = f"http://{self.host}:{self.port}{self._context}{urllib.parse.quote(uri)}"
         request = urllib.request.Request(url, headers={"Authorization": f"Basic {pair}"})
         with _DIRECT.open(request, timeout=60) as answer:
             return bytes(answer.read())

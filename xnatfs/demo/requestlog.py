@@ -12,7 +12,10 @@ from xnatfs.demo.sending import Meter
 
 @dataclass(slots=True)
 class Record:
-    """One request. ``sent`` counts body bytes that the kernel took; ``done`` is set when the answer has ended."""
+    """One request. ``sent`` counts body bytes that the kernel took; ``done`` is set when the answer has ended.
+
+    ``peer`` is the client's address, without its port.
+    """
 
     n: int
     method: str
@@ -21,6 +24,7 @@ class Record:
     range: str
     user_agent: str
     started_s: float
+    peer: str = ""
     status: int = 0
     user: str = ""
     session: str = ""
@@ -45,6 +49,7 @@ class Record:
             "done": self.done,
             "fault": self.fault,
             "user_agent": self.user_agent,
+            "peer": self.peer,
             "started_s": round(self.started_s, 6),
             "ended_s": round(self.ended_s, 6),
         }

@@ -104,6 +104,7 @@ class DemoServer:
             request.headers.get("Range", ""),
             request.headers.get("User-Agent", ""),
             time.time(),
+            request.remote or "",
         )
         log = self.state.log
         log.begin(record)
