@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -43,13 +44,12 @@ NIFTI = (*SCAN, "NIFTI", "anatomical.nii")
 
 def read_all(archive: XnatArchive, entry: Entry, start: int = 0, stop: int | None = None) -> bytes:
     assert entry.size is not None
-    stream = archive.open_range(entry, start, entry.size if stop is None else stop)
-    buffer = bytearray(stream.stop - stream.start)
-    at = 0
-    while at < len(buffer):
-        at += stream.readinto(memoryview(buffer)[at:])
-    assert stream.readinto(memoryview(bytearray(1))) == 0
-    stream.close()
+    with contextlib.closing(archive.open_range(entry, start, entry.size if stop is None else stop)) as stream:
+        buffer = bytearray(stream.stop - stream.start)
+        at = 0
+        while at < len(buffer):
+            at += stream.readinto(memoryview(buffer)[at:])
+        assert stream.readinto(memoryview(bytearray(1))) == 0
     return bytes(buffer)
 
 

@@ -1,7 +1,8 @@
 """HTTP as an archive needs it: connections, timeouts, retries, redirects, doubtful replies.
 
 Knows nothing of XNAT's paths or documents: ``xnat.py`` brings the meaning, ``account.py`` the session. Safe to call
-from any thread; a ``requests.Session`` is lent to one request at a time: never more connections than leases.
+from any thread; a ``Line``, or where a proxy stands between or redirects may lead elsewhere a ``requests.Session``, is
+lent to one request at a time: never more connections than leases.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import http.client
 import io
 import logging
+import re
 import socket
 import ssl
 import struct
@@ -39,6 +41,7 @@ from xnatfs.archives.http_errors import (
     raise_translated,
     retry_after_s,
 )
+from xnatfs.archives.line import Line, LineResponse
 from xnatfs.config import HttpConfig
 from xnatfs.errors import (
     AccessDenied,
@@ -66,6 +69,8 @@ FIRST_BUFFER = 128 * 1024
 """Bytes of a new socket's receive buffer (Linux doubles it). Left to itself the kernel took 0.1 to 2.6 MB of a body
 from which 256 KiB were read, measured on loopback; with this, 0.2 MB."""
 
+SOCKET_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_RCVBUF, FIRST_BUFFER)]
+
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER for 0 seconds."""
 
@@ -75,6 +80,8 @@ WIDEN_AFTER = 512 * 1024
 SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14 and later: 0 takes back that the buffer size was set by hand. Python has no name."""
 
+DEFAULT_PORTS = {"http": http.client.HTTP_PORT, "https": http.client.HTTPS_PORT}
+
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 MAX_HOPS = 4
@@ -82,23 +89,44 @@ MAX_HOPS = 4
 
 T = TypeVar("T")
 
+Lease = Line | requests.Session
+"""What carries one request at a time, and keeps its connection for the next."""
+
+_PLAIN = re.compile(r"(?:/(?!\.)|[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+(?:\?[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?")
+"""A path that requests would send as it stands: quoted, and with no "/../" to resolve."""
+
 
 class Reply:
     """An answer whose body has not been read. Give it back with ``close``: until then it holds a connection."""
 
     def __init__(
-        self, client: HttpClient, session: requests.Session, response: requests.Response, generation: int
+        self,
+        client: HttpClient,
+        lease: Lease,
+        raw: LineResponse | urllib3.BaseHTTPResponse,
+        status: int,
+        headers: Mapping[str, str],
+        url: str,
+        generation: int,
     ) -> None:
         self.generation = generation
         self._client = client
-        self._session: requests.Session | None = session
+        self._lease: Lease | None = lease
         self._lock = threading.Lock()
-        self.raw: urllib3.BaseHTTPResponse = response.raw
-        self.status = response.status_code
-        self.headers = response.headers
-        self.url = response.url
+        self._raw = raw
+        self.status = status
+        self.headers = headers
+        self.url = url
         self._until_wide = WIDEN_AFTER
-        self._plain = _plain_body(self.raw)
+        self._plain = _plain_body(raw)
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """Names and values that the answer sets."""
+        cookies: dict[str, str] = {}
+        for line in self._raw.headers.getlist("Set-Cookie"):
+            cookies.update(parse_set_cookie(line))
+        return cookies
 
     def read1(self, size: int) -> bytes:
         """At least one byte and at most ``size``; b"" at the end of the body.
@@ -106,8 +134,9 @@ class Reply:
         Raises:
             Unavailable, TimedOut
         """
+        raw = self._raw
         try:
-            piece = self.raw.read1(size, decode_content=False)
+            piece = raw.read1(size) if isinstance(raw, LineResponse) else raw.read1(size, decode_content=False)
         except Exception as error:  # noqa: BLE001  # urllib3, ssl and http.client raise from many families
             raise_translated(error, f"reading {path_of(self.url)}")
         self._count(len(piece))
@@ -123,25 +152,28 @@ class Reply:
             Unavailable, TimedOut
         """
         body = self._plain
-        if body is None or not body.length or body.fp is None:
+        # fp is looked at once: ``close`` in another thread takes it away.
+        fp = None if body is None else body.fp
+        if body is None or not body.length or fp is None:
             piece = self.read1(len(buffer))
             buffer[: len(piece)] = piece
             return len(piece)
         try:
-            count: int = body.fp.readinto1(buffer[: body.length])
+            count: int = fp.readinto1(buffer[: body.length])
         except Exception as error:  # noqa: BLE001  # as above
             raise_translated(error, f"reading {path_of(self.url)}")
         self._count(count)
         if count:
             body.length -= count
-            self.raw.length_remaining = body.length
-            if not body.length:
-                self._end()
+            if not isinstance(self._raw, LineResponse):
+                self._raw.length_remaining = body.length
+                if not body.length:
+                    self._end(self._raw)
         return count
 
-    def _end(self) -> None:
+    def _end(self, raw: urllib3.BaseHTTPResponse) -> None:
         """Let urllib3 find that nothing is left, and take its connection back."""
-        if self.raw.read1(1, decode_content=False):
+        if raw.read1(1, decode_content=False):
             raise UnexpectedReply(f"reading {path_of(self.url)}: longer than its own length")
 
     def _count(self, count: int) -> None:
@@ -158,21 +190,30 @@ class Reply:
                 sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
 
     def _socket(self) -> socket.socket | None:
-        sock = getattr(getattr(self.raw, "connection", None), "sock", None)
+        raw = self._raw
+        if isinstance(raw, LineResponse):
+            return raw.line.sock
+        sock = getattr(getattr(raw, "connection", None), "sock", None)
         return sock if isinstance(sock, socket.socket) else None
 
     def close(self, reusable: bool = False) -> None:
         """Let the connection go; keep it for the next request when the body was read to its end."""
         with self._lock:
-            session, self._session = self._session, None
-        if session is None:
+            lease, self._lease = self._lease, None
+        if lease is None:
             return
-        if reusable:
-            self.raw.release_conn()
+        raw = self._raw
+        if isinstance(raw, LineResponse):
+            if not (reusable and raw.is_read):
+                self.interrupt()
+                raw.line.hang_up()
+            raw.close()
+        elif reusable:
+            raw.release_conn()
         else:
             self.interrupt()
-            self.raw.close()
-        self._client._give_back(session)
+            raw.close()
+        self._client._give_back(lease)
 
     def interrupt(self) -> None:
         """Wake a thread that waits in ``read1``; it gets an error."""
@@ -215,13 +256,22 @@ class HttpClient:
         self._origin = _origin(base_url)
         self._config = config
         self._account = account
-        self._user_agent = user_agent
+        self._headers = {
+            "User-Agent": user_agent,
+            "Accept": "*/*",  # XNAT answers 406 to octet-stream and a JPEG to image/*
+            "Accept-Encoding": "identity",  # Content-Length must be the file's, and a stored .gz stay as it is
+        }
         self._slots = threading.BoundedSemaphore(config.max_connections)
         self._lock = threading.Lock()
-        self._idle: list[requests.Session] = []  # guarded by _lock
+        self._idle: list[Lease] = []  # guarded by _lock
         self._lent = 0  # guarded by _lock
         self._tls: ssl.SSLContext | None = None  # guarded by _lock; made when first needed: it reads files
         self._closed = False
+        self._root = ""  # scheme, host and port, where requests go by lines; else "": by sessions
+        if config.proxy is None and not wander:
+            with contextlib.suppress(requests.RequestException):  # not an address: said when it is asked
+                root = _prepared(base_url, None)[0]
+                self._root = root if root.startswith(("http:", "https:")) else ""
 
     @property
     def origin(self) -> str:
@@ -381,8 +431,8 @@ class HttpClient:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for session in idle:
-            session.close()
+        for lease in idle:
+            _end_lease(lease)
 
     # --- one request -------------------------------------------------------------------------------------------
 
@@ -408,7 +458,7 @@ class HttpClient:
                 location = reply.headers.get("Location", "")
             # Noted first: the session that a 401 opens is nobody's.
             refused = reply.status == 401 or (reply.status in REDIRECTS and _is_login_page(location))
-            if refused or not self._account.note(_cookies(reply), reply.generation, with_credentials):
+            if refused or not self._account.note(reply.cookies, reply.generation, with_credentials):
                 reply.close()
                 if attempt == 1 and self._account.named:
                     self._account.expire(reply.generation)
@@ -444,26 +494,42 @@ class HttpClient:
         The connection is taken first and the session after it: a request that had to wait for its turn then knows of
         a renewal in the meantime, and a login counts as one of the connections.
         """
-        session = self._lend()
+        lease = self._lend()
+        timeouts_s = min(CONNECT_S, self._config.timeout_s), self._config.timeout_s
         try:
             account_headers, generation = self._account.headers(with_credentials)
+            sent = {**account_headers, **headers}
             self.stats.requests += 1
-            response = session.request(
-                method,
-                url,
-                params=params,
-                data=body,
-                headers={**account_headers, **headers},
-                stream=True,
-                allow_redirects=False,
-                timeout=(min(CONNECT_S, self._config.timeout_s), self._config.timeout_s),
-            )
+            if isinstance(lease, Line):
+                target = self._target(url, params)
+                raw = lease.ask(method, target, sent, body, timeouts_s)
+                reply = Reply(self, lease, raw, raw.status, raw.headers, self._root + target, generation)
+            else:
+                response = lease.request(
+                    method,
+                    url,
+                    params=params,
+                    data=body,
+                    headers=sent,
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=timeouts_s,
+                )
+                status, address = response.status_code, str(response.url)
+                reply = Reply(self, lease, response.raw, status, response.headers, address, generation)
         except BaseException as error:
-            self._give_back(session)
+            self._give_back(lease)
             if isinstance(error, TRANSPORT_ERRORS):
                 raise_translated(error, f"{method} {path_of(url)}")
             raise  # a fault of ours is no fault of the connection, and not to be tried again
-        return Reply(self, session, response, generation), "Authorization" in account_headers
+        return reply, "Authorization" in account_headers
+
+    def _target(self, url: str, params: Mapping[str, str] | None) -> str:
+        """What stands in the request line for an address on our origin."""
+        root = self._root
+        if not params and url.startswith(root) and _PLAIN.fullmatch(url, len(root)):
+            return url[len(root) :]
+        return _prepared(url, params)[1]
 
     def _redirected(self, reply: Reply, what: str, url: str, location: str) -> str:
         """The address to follow, to data on the same origin only: credentials go nowhere else."""
@@ -504,24 +570,38 @@ class HttpClient:
 
     # --- sessions ----------------------------------------------------------------------------------------------
 
-    def _lend(self) -> requests.Session:
+    def _lend(self) -> Lease:
         if not self._slots.acquire(timeout=self._config.timeout_s):
             raise TimedOut(f"all {self._config.max_connections} connections are busy", "raise --connections")
         with self._lock:
             self._lent += 1
             if self._idle:
                 return self._idle.pop()
-        return self.new_session()
+        try:
+            return self._new_line() if self._root else self.new_session()
+        except BaseException:
+            with self._lock:
+                self._lent -= 1
+            self._slots.release()
+            raise
 
-    def _give_back(self, session: requests.Session) -> None:
+    def _give_back(self, lease: Lease) -> None:
         with self._lock:
             self._lent -= 1
             keep = not self._closed
             if keep:
-                self._idle.append(session)
+                self._idle.append(lease)
         if not keep:
-            session.close()
+            _end_lease(lease)
         self._slots.release()
+
+    def _new_line(self) -> Line:
+        parts = urlsplit(self._root)
+        default = DEFAULT_PORTS[parts.scheme]
+        port = parts.port or default
+        host = parts.netloc.removesuffix(f":{default}")
+        head = "".join(f"{name}: {value}\r\n" for name, value in (("Host", host), *self._headers.items()))
+        return Line(parts.hostname or "", port, self._trusted(), SOCKET_OPTIONS, head)
 
     def _trusted(self) -> ssl.SSLContext | None:
         if not self._base_url.startswith("https:"):
@@ -537,12 +617,7 @@ class HttpClient:
         session.trust_env = False  # no ~/.netrc behind our back, no look at the environment for each request
         session.cookies.set_policy(_NoCookies())  # the account keeps them, for all sessions
         session.headers.clear()
-        headers = {
-            "User-Agent": self._user_agent,
-            "Accept": "*/*",  # XNAT answers 406 to octet-stream and a JPEG to image/*
-            "Accept-Encoding": "identity",  # Content-Length must be the file's, and a stored .gz stay as it is
-        }
-        session.headers.update(headers)
+        session.headers.update(self._headers)
         if self._config.proxy is not None:
             session.proxies = {"http": self._config.proxy, "https": self._config.proxy}
         pools = MAX_HOPS if self._wander else 1  # hosts whose connection is kept
@@ -559,8 +634,8 @@ class _Adapter(HTTPAdapter):
     """
 
     def __init__(self, tls: ssl.SSLContext | None, **kwargs: Any) -> None:
-        options = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_RCVBUF, FIRST_BUFFER)]
-        self._options: dict[str, Any] = {"socket_options": options, **({"ssl_context": tls} if tls is not None else {})}
+        tls_options = {"ssl_context": tls} if tls is not None else {}
+        self._options: dict[str, Any] = {"socket_options": SOCKET_OPTIONS, **tls_options}
         super().__init__(**kwargs)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
@@ -595,7 +670,7 @@ class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignor
 
 def _plain_body(raw: Any) -> Any:
     """The standard library's response under urllib3's, when its bytes are the body as they come; else None."""
-    body = getattr(raw, "_original_response", None)
+    body = raw if isinstance(raw, LineResponse) else getattr(raw, "_original_response", None)
     if not isinstance(body, http.client.HTTPResponse) or body.chunked or body.length is None:
         return None
     return body if isinstance(body.fp, io.BufferedReader) else None
@@ -612,12 +687,19 @@ def _too_long(what: str) -> UnexpectedReply:
     )
 
 
-def _cookies(reply: Reply) -> dict[str, str]:
-    getlist = getattr(reply.raw.headers, "getlist", None)
-    cookies: dict[str, str] = {}
-    for line in getlist("Set-Cookie") if getlist else ():
-        cookies.update(parse_set_cookie(line))
-    return cookies
+def _end_lease(lease: Lease) -> None:
+    if isinstance(lease, Line):
+        lease.hang_up()
+    else:
+        lease.close()
+
+
+def _prepared(url: str, params: Mapping[str, str] | None) -> tuple[str, str]:
+    """(scheme, host and port; path and query) of an address as requests would send it."""
+    request = requests.PreparedRequest()
+    request.prepare_url(url, dict(params or {}))
+    parts = urlsplit(request.url or "")
+    return f"{parts.scheme}://{parts.netloc}", str(request.path_url)
 
 
 def parse_set_cookie(line: str) -> dict[str, str]:
@@ -636,7 +718,7 @@ def _is_login_page(location: str) -> bool:
 
 def _origin(url: str) -> str:
     parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
     return f"{parts.scheme}://{parts.hostname}:{port}"
 
 

@@ -102,7 +102,8 @@ def raise_translated(error: Exception, what: str) -> NoReturn:
     if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
         why, hint = _tls_words(str(error))
         raise Unreachable(f"{what}: {why}", hint) from error
-    if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
+    timeouts = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+    if isinstance(error, timeouts) and not isinstance(error, urllib3.exceptions.NewConnectionError):  # which is one too
         raise TimedOut(f"{what}: no answer in time") from error
     if isinstance(error, requests.exceptions.ProxyError):
         raise Unreachable(f"{what}: the proxy failed: {_short(error)}", "check --proxy") from error
