@@ -120,7 +120,7 @@ def bucket_sequential_reads(bench: Bench) -> list[Row]:
         def theirs(cold: Series = cold) -> None:
             cold.attempt(rclone.name, lambda: _peer_rate(rclone, file, bench, 3 * bench.patience_s))
 
-        in_turn(bench.few, {"xnatfs": ours, "curl": wire, "rclone": theirs})
+        in_turn(bench.few, {"xnatfs": ours, "curl": wire, "rclone": theirs}, holding=True)
         rows += [
             at_least(5, what, "xnatfs", "GB/s", cold["xnatfs"], 0.45),
             *cold.rows(5, what, "GB/s", [rclone.name]),
@@ -161,7 +161,7 @@ def bucket_of_a_slow_link(bench: Bench) -> list[Row]:
     def theirs() -> None:
         rates.attempt(rclone.name, lambda: _peer_rate(rclone, file, bench, 3 * bench.patience_s))
 
-    in_turn(bench.few, {"xnatfs": ours, "curl": wire, "rclone": theirs})
+    in_turn(bench.few, {"xnatfs": ours, "curl": wire, "rclone": theirs}, holding=True)
     what = f"cold read of {file.size / GB:.2g} GB, 1 Gb/s"
     return sourced(
         [

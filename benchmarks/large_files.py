@@ -66,7 +66,7 @@ def sequential_reads(bench: Bench) -> list[Row]:
         cold.add("curl", file.size / seconds(lambda: curl(bench.server, file)) / GB)
 
     contenders = {"xnatfs": ours, "uncached": ours_uncached, "curl": wire}
-    in_turn(bench.rounds, contenders | {peer.name: theirs(peer) for peer in peers})
+    in_turn(bench.rounds, contenders | {peer.name: theirs(peer) for peer in peers}, holding=True)
 
     names = [peer.name for peer in peers]
     fastest = cold.best(names, most=True)
@@ -97,6 +97,7 @@ def sequential_reads_of_a_slow_link(bench: Bench) -> list[Row]:
         xnatfs = bench.xnatfs("slow")
         with xnatfs.mounted() as point:
             (point / file.path).stat()
+            memory.warm()
             rates.add("xnatfs", file.size / seconds(lambda: read_through(point / file.path, file.size)) / GB)
 
     def wire() -> None:
@@ -110,6 +111,7 @@ def sequential_reads_of_a_slow_link(bench: Bench) -> list[Row]:
             "curl": wire,
             "rclone": lambda: rates.attempt(rclone.name, lambda: peer_reads(rclone, file, bench, 3 * bench.patience_s)),
         },
+        holding=True,
     )
     what = f"cold read of {file.size / GB:.2g} GB, 1 Gb/s"
     return [
@@ -204,6 +206,7 @@ def time_to_first_byte(bench: Bench) -> list[Row]:
 def first_byte(path: Path) -> float:
     """Milliseconds."""
     path.stat()
+    memory.warm(memory.SMALL)
 
     def read() -> None:
         with path.open("rb", buffering=0) as opened:

@@ -128,13 +128,21 @@ def reason(exc: BaseException) -> str:
     return (said.strip().splitlines() or [type(exc).__name__])[-1][:120]
 
 
-def in_turn(rounds: int, contenders: Mapping[str, Callable[[], None]]) -> None:
-    """Call each contender once a round, each round beginning with another one."""
+def in_turn(rounds: int, contenders: Mapping[str, Callable[[], None]], holding: bool = False) -> None:
+    """Call each contender once a round, each round beginning with another one.
+
+    Args:
+        holding: They call ``memory.warm`` themselves before each reading, since they need much of it; otherwise they
+            find some that is warm.
+    """
     names = list(contenders)
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            memory.hold()
+            if holding:
+                memory.hold()
+            else:
+                memory.warm(memory.SMALL)
             contenders[name]()
     memory.release()
 

@@ -12,6 +12,7 @@ import mmap
 from pathlib import Path
 
 SIZE = 5 * 10**9  # a file's pages, those of a cache's blocks, and as much again
+SMALL = 10**9  # what a job with small files, or with few bytes, may want
 _STEP = 256 * 2**20
 _held: list[mmap.mmap] = []
 
@@ -35,9 +36,9 @@ def release() -> None:
         _held.pop().close()
 
 
-def warm() -> None:
+def warm(size: int = SIZE) -> None:
     """Memory for what is read next: call it right before."""
-    hold()
+    hold(size)
     release()
 
 

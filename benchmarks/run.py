@@ -42,7 +42,8 @@ def main() -> int:
     if options.write_docs is not None:
         _write_docs(load(options.write_docs) if options.write_docs else _newest_whole())
         return 0
-    chosen = [task for task in TASKS if task.wanted(options.only, options.skip)]
+    in_order = sorted(TASKS, key=lambda task: (task.source, task.numbers))
+    chosen = [task for task in in_order if task.wanted(options.only, options.skip)]
     if not chosen:
         print(f"nothing measures that; there are {', '.join(task.name for task in TASKS)}")
         return 2

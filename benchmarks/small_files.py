@@ -54,8 +54,10 @@ def copy_of_a_series(bench: Bench) -> list[Row]:
         _complete(into, size)
         return took
 
+    patience_s = bench.patience_s * (1 if bench.quick else CLIENT_PATIENCE)
+
     def file_by_file(client: str) -> float:
-        took, files = api_client(client, "download", bench.server, SERIES, fresh(), CLIENT_PATIENCE * bench.patience_s)
+        took, files = api_client(client, "download", bench.server, SERIES, fresh(), patience_s)
         if files != SERIES_FILES:
             raise RuntimeError(f"{files} files came")
         return took
