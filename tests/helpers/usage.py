@@ -24,11 +24,12 @@ def disk_used(folder: Path) -> int:
     pending = [folder]
     while pending:
         try:
-            for entry in os.scandir(pending.pop()):
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(Path(entry.path))
-                else:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(Path(entry.path))
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
         except FileNotFoundError:
             continue
     return total
