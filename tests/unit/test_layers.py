@@ -59,8 +59,8 @@ DOORS = {  # library -> the modules that may import it
     "fsspec": ("frontends.fsspec", "archives.objects"),  # the one offers its interface, the other uses it
     "diskcache": ("blocks.disk",),
     "orjson": ("jsontext",),
-    "pyxnat": ("archives.xnat", "archives.xnat_login"),
-    "requests": ("archives.http", "archives.http_errors", "archives.xnat_login"),
+    "pyxnat": ("archives.xnat", "archives.xnat_interface"),
+    "requests": ("archives.http", "archives.http_errors", "archives.xnat_login", "archives.xnat_interface"),
     "aiohttp": ("demo",),
     "click": ("cli",),
 }

@@ -16,8 +16,6 @@ from hashlib import md5
 from typing import Any
 from urllib.parse import quote
 
-from pyxnat.core.search import build_search_document
-
 from xnatfs.archives.account import Account
 from xnatfs.archives.base import BulkStream, RangeStream
 from xnatfs.archives.http import HttpClient
@@ -300,6 +298,8 @@ class XnatArchive:
             (f"{xsi_type}/sharing/share/project", "=", project),
             "OR",
         ]
+        from pyxnat.core.search import build_search_document  # takes 0.1 s, and few mounts need it
+
         document: bytes = build_search_document(xsi_type, columns, [of_project, "AND"])
         data = self._http.post_search("/data/search", {"format": "csv"}, document)
         header = data.partition(b"\n")[0].decode("latin-1").lower()

@@ -24,7 +24,7 @@ from xnatfs.errors import CorruptContent, FuseError, StaleContent
 from xnatfs.frontends.fuse_binding import Library, load
 from xnatfs.frontends.fuse_session import Opened, Session
 from xnatfs.frontends.mountpoint import detach
-from xnatfs.tree.vfs import rows_of
+from xnatfs.tree.vfs import Row, rows_of
 
 if TYPE_CHECKING:
     from xnatfs.tree.vfs import ArchiveVFS, Handle, Node
@@ -155,18 +155,26 @@ class Operations:
         self._directories[fh] = entry
         return fh
 
-    def entries(self, fh: int, start: int, plus: bool) -> Iterator[tuple[bytes, bytes | None, bool]]:
-        prefix, node, children = self._directories[fh]
-        if start <= 0:
-            yield b".", self._packed(node), False
-        if start <= 1:
-            yield b"..", None, False
-        pack = self._pack
-        for name, ino, size, mtime_ns, is_dir in rows_of(children, max(start - 2, 0)):
-            known = size >= 0  # or the kernel must ask: a guessed size would be read up to
-            yield name.encode(), pack(ino, is_dir, size, mtime_ns), known
-            if plus and known and not is_dir:  # it was taken, or nobody would have asked for the next
-                self._tell(prefix + name, size, mtime_ns)
+    def entries(self, fh: int, start: int) -> Iterator[tuple[bytes, bytes | None, bool]]:
+        _, node, children = self._directories[fh]
+        dots = ((b".", self._packed(node), False), (b"..", None, False))
+        rows = rows_of(children, max(start - 2, 0))
+        return itertools.chain(dots[max(start, 0) :], map(self._packed_row, rows))
+
+    def _packed_row(self, row: Row) -> tuple[bytes, bytes, bool]:
+        name, ino, size, mtime_ns, is_dir = row
+        return name.encode(), self._pack(ino, is_dir, size, mtime_ns), size >= 0  # or the kernel must ask for the size
+
+    def taken(self, fh: int, start: int, stop: int) -> None:
+        """The kernel has the attributes of these entries now."""
+        prefix, _, children = self._directories[fh]
+        count = stop - max(start, 2)
+        if count > 0:
+            for name, _, size, mtime_ns, is_dir in itertools.islice(rows_of(children, max(start - 2, 0)), count):
+                if size >= 0 and not is_dir:
+                    self._told[hash(prefix + name)] = hash((size, mtime_ns))
+            if len(self._told) >= TOLD_LIMIT:
+                self._told.clear()  # costs one more look-up at each file's next open
 
     def releasedir(self, fh: int) -> None:
         del self._directories[fh]

