@@ -58,6 +58,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         lines.append(f"| {number if row.label != shown else ''} | {' | '.join(rest)} |")
         shown = row.label
     facts = "\n".join(f"- {name}: {value}" for name, value in document["facts"].items())
+    if took_s := sum(document.get("took_s", {}).values()):
+        facts += f"\n- time it took: {took_s / 60:.0f} minutes"
     return "\n".join(lines) + f"\n\nMeasured with:\n\n{facts}\n"
 
 

@@ -150,7 +150,10 @@ def _options() -> argparse.Namespace:
         metavar="FILE",
         help="measure nothing: put the newest results (or FILE) into docs/performance.md and README",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.publish and (options.quick or options.only or options.skip):
+        parser.error("--publish is for everything: without --quick, --only and --skip")
+    return options
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(bench: SimpleNamespace,
     assert [row["number"] for row in document["rows"]] == [1, 9]
     assert document["facts"]["xnatfs"] == "0.1 (a), then 0.1 (b)"
     assert list(document["took_s"]) == ["later", "sooner"]
+    assert "- time it took: 0 minutes" in bench.report.markdown(document)
     assert bench.results.newest(tmp_path, "other sizes") is None
 
 
