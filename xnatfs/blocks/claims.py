@@ -8,7 +8,6 @@ waits. Safe from any thread.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import logging
@@ -58,13 +57,11 @@ class FileClaims:
             if file >= 0 and not held and not self._set(file, fcntl.F_WRLCK, tag):
                 return None
             self._taken[tag] = held + 1
-        row = self._row(tag)
-        before = None if row is None or row[5] == self._id else Progress(*row[1:5])
-        if row is None:
-            self._write(self._packed(tag, 0, 0, 0), _offset(tag))
-        elif not held:  # what was fetched before is still news to those who wait
+            row = self._read(file, tag)
+        if row is not None and row[6] and not held:  # what was fetched before is still news to those who wait
             self._write(_WANTED.pack(0), _offset(tag) + _WANTED_AT)
-        return FileClaim(self, tag, before)
+        before = None if row is None or row[5] == self._id else Progress(*row[1:5])
+        return FileClaim(self, tag, before, is_new=row is None)
 
     def look(self, content: ContentId) -> Progress | None:
         """How far the one who has, or had, the claim is; None when that is not known (any more)."""
@@ -97,10 +94,17 @@ class FileClaims:
                 self._set(self._file, fcntl.F_UNLCK, tag)
 
     def _row(self, tag: int) -> tuple[int, int, int, int, float, int, int] | None:
-        data = b""
-        with self._lock, contextlib.suppress(OSError):  # the lock keeps the descriptor from meaning another file
-            if (file := self._opened()) >= 0:
-                data = os.pread(file, _ROW.size, _offset(tag))
+        with self._lock:  # it keeps the descriptor from meaning another file
+            return self._read(self._opened(), tag)
+
+    def _read(self, file: int, tag: int) -> tuple[int, int, int, int, float, int, int] | None:
+        """Under the lock."""
+        if file < 0:
+            return None
+        try:
+            data = os.pread(file, _ROW.size, _offset(tag))
+        except OSError:
+            return None
         if len(data) < _ROW.size:
             return None
         row: tuple[int, int, int, int, float, int, int] = _ROW.unpack(data)
@@ -110,9 +114,12 @@ class FileClaims:
         return _ROW.pack(tag, start, position, stop, time.time(), self._id, 0)
 
     def _write(self, data: bytes, offset: int) -> None:
-        with self._lock, contextlib.suppress(OSError):  # a full disk
+        with self._lock:
             if (file := self._opened()) >= 0:
-                os.pwrite(file, data, offset)
+                try:  # contextlib.suppress costs a microsecond
+                    os.pwrite(file, data, offset)
+                except OSError as exc:  # a full disk
+                    log.debug("nothing told: %s", exc.strerror)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -147,17 +154,21 @@ class FileClaim:
         before: Progress of the other process that had it last, if known: what it fetched is in the cache, or soon.
     """
 
-    __slots__ = ("_claims", "_tag", "before")
+    __slots__ = ("_claims", "_is_new", "_tag", "before")
 
-    def __init__(self, claims: FileClaims, tag: int, before: Progress | None) -> None:
+    def __init__(self, claims: FileClaims, tag: int, before: Progress | None, is_new: bool) -> None:
         self._claims = claims
         self._tag = tag
+        self._is_new = is_new  # its row is another content's, or empty, until we tell something
         self.before = before
 
     def moved(self, start: int, position: int, stop: int) -> None:
         """Tell the others: [start, position) of a stream up to ``stop`` has passed; 0 while its end is not known."""
+        if self._is_new and not stop:
+            return  # no row says as much
         row = self._claims._packed(self._tag, start, position, stop)
-        self._claims._write(row[:_WANTED_AT], _offset(self._tag))
+        self._claims._write(row if self._is_new else row[:_WANTED_AT], _offset(self._tag))
+        self._is_new = False
 
     def wanted(self) -> int:
         """Up to where somebody else wants us to go on."""

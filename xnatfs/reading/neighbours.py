@@ -108,9 +108,7 @@ class _Patience:
 
     def is_over(self, progress: Progress | None) -> bool:
         now = time.monotonic()
-        if progress is None:  # just taken, or not told
-            return now - self._moved_s > STALL_S
-        if not progress.stop:
+        if progress is None or not progress.stop:
             return now - self._moved_s > UNANSWERED_S
         if not progress.start <= self._at < progress.stop:
             return True

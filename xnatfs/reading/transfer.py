@@ -190,6 +190,7 @@ class Transfer:
             short = stream.stop - stream.start <= self._block_size
             if short:
                 self._limit = _FOREVER  # its reader reads it: nobody would be left to wake it from a pause
+                self._tell_after = time.monotonic() + TELL_S  # it may have ended by then
             stopping = self._stopping
         self._slots.answered(stream.ranged)
         if stopping:
