@@ -190,3 +190,22 @@ def test_a_header_of_two_lines_is_not_sent(server: Canned, line: Line) -> None:
     with pytest.raises(ValueError, match="more than one line"):
         line.ask("GET", "/", {"X": "a\r\nAuthorization: b"}, None, (PATIENCE_S, PATIENCE_S))
     assert server.requests == []
+
+
+def test_an_interrupted_request_fails_at_once_and_the_line_serves_again(server: Canned, line: Line) -> None:
+    server.answers += [b"", said(b"abc", "Content-Length: 3")]
+    timer = threading.Timer(0.2, line.interrupt)
+    timer.start()
+    with pytest.raises((OSError, http.client.HTTPException)) as raised:
+        get(line)  # PATIENCE_S is longer than anyone would wait
+    timer.join()
+    assert not isinstance(raised.value, TimeoutError)
+    assert get(line)[1] == b"abc"
+
+
+def test_a_line_that_is_interrupted_before_it_connects_sends_nothing(server: Canned, line: Line) -> None:
+    server.answers.append(said(b"abc", "Content-Length: 3"))
+    line.interrupt()
+    with pytest.raises(ConnectionAbortedError):
+        get(line)
+    assert server.requests == []

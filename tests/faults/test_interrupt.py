@@ -74,6 +74,10 @@ def test_known_folders_and_cached_files_answer_beside_stuck_readers(tmp_path: Pa
             time.sleep(1.0)
             assert ls(mount.path / "BENCH/BENCH_1", SOON_S).code == 0
             known.assert_right(cat(known.path, SOON_S).output)
+            assert b"CRAWL_0000" in ls(mount.path / "CRAWL", SOON_S).output  # it gets a connection
+            subject = mount.path / "CRAWL/CRAWL_0001"
+            session = subject / ls(subject, SOON_S).output.decode().split()[0]
+            assert b"scans" in ls(session, SOON_S).output
         finally:
             for reader in readers:
                 reader.kill()
@@ -93,3 +97,13 @@ def test_umount_works_once_stuck_readers_are_killed(stuck: tuple[Bench, list[sub
     process = bench.mount.process
     assert process is not None
     assert process.wait(5 * SOON_S) == 0
+
+
+def test_killed_readers_leave_room_for_others(stuck: tuple[Bench, list[subprocess.Popen[bytes]]]) -> None:
+    bench, readers = stuck
+    for reader in readers:
+        reader.kill()
+        reader.wait(SOON_S)
+    bench.server.clear_faults()
+    file = bench.fresh()
+    file.assert_right(cat(file.path, 5 * SOON_S).output)

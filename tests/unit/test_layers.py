@@ -25,6 +25,7 @@ FOUNDATION = {
     "model",
     "private",
     "stats",
+    "turns",
     "__version__",
 }
 MAY_IMPORT = {  # room -> what it may import beside itself; a name stands for everything below it
@@ -47,6 +48,7 @@ MAY_IMPORT = {  # room -> what it may import beside itself; a name stands for ev
     "model": set(),
     "private": set(),
     "stats": set(),
+    "turns": set(),
 }
 ALSO = {
     # A program that opens a URL has no command line to be its main program: this door reads the settings itself, where

@@ -14,7 +14,6 @@ import logging
 import re
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -41,7 +40,7 @@ from xnatfs.archives.http_errors import (
     raise_translated,
     retry_after_s,
 )
-from xnatfs.archives.line import Line, LineResponse
+from xnatfs.archives.line import Line, LineResponse, shut
 from xnatfs.config import HttpConfig
 from xnatfs.errors import (
     AccessDenied,
@@ -53,6 +52,7 @@ from xnatfs.errors import (
     UnexpectedReply,
 )
 from xnatfs.stats import Stats
+from xnatfs.turns import Turn, current_turn
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,6 @@ from which 256 KiB were read, measured on loopback; with this, 0.2 MB."""
 
 SOCKET_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_RCVBUF, FIRST_BUFFER)]
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER for 0 seconds."""
-
 WIDEN_AFTER = 512 * 1024
 """Bytes of one body after which the kernel may tune the buffer again: a fixed one holds a line of 20 ms at 13 MB/s."""
 
@@ -81,6 +78,9 @@ SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14 and later: 0 takes back that the buffer size was set by hand. Python has no name."""
 
 DEFAULT_PORTS = {"http": http.client.HTTP_PORT, "https": http.client.HTTPS_PORT}
+
+SOON_S = 0.2
+"""Seconds that a listing waits for a connection until a brief transfer has to let it by. A guess: somebody looks."""
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -217,12 +217,7 @@ class Reply:
 
     def interrupt(self) -> None:
         """Wake a thread that waits in ``read1``; it gets an error."""
-        sock = self._socket()
-        if sock is not None:
-            with contextlib.suppress(OSError):  # closed already
-                # Reset rather than finish: a server with a full window hears nothing of a close for up to a minute.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-                sock.shutdown(socket.SHUT_RDWR)
+        shut(self._socket())
 
 
 class HttpClient:
@@ -261,10 +256,12 @@ class HttpClient:
             "Accept": "*/*",  # XNAT answers 406 to octet-stream and a JPEG to image/*
             "Accept-Encoding": "identity",  # Content-Length must be the file's, and a stored .gz stay as it is
         }
-        self._slots = threading.BoundedSemaphore(config.max_connections)
         self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
         self._idle: list[Lease] = []  # guarded by _lock
         self._lent = 0  # guarded by _lock
+        self._turns: dict[Lease, Turn] = {}  # guarded by _lock: whose turn a lent connection serves, oldest first
+        self._listings_wait = 0  # guarded by _lock: for a connection
         self._tls: ssl.SSLContext | None = None  # guarded by _lock; made when first needed: it reads files
         self._closed = False
         self._root = ""  # scheme, host and port, where requests go by lines; else "": by sessions
@@ -494,13 +491,16 @@ class HttpClient:
         The connection is taken first and the session after it: a request that had to wait for its turn then knows of
         a renewal in the meantime, and a login counts as one of the connections.
         """
-        lease = self._lend()
+        turn = current_turn()
+        lease = self._lend(turn)
         timeouts_s = min(CONNECT_S, self._config.timeout_s), self._config.timeout_s
         try:
             account_headers, generation = self._account.headers(with_credentials)
             sent = {**account_headers, **headers}
             self.stats.requests += 1
             if isinstance(lease, Line):
+                if turn is not None:
+                    turn.waits_with(lease.interrupt)
                 target = self._target(url, params)
                 raw = lease.ask(method, target, sent, body, timeouts_s)
                 reply = Reply(self, lease, raw, raw.status, raw.headers, self._root + target, generation)
@@ -558,6 +558,9 @@ class HttpClient:
             try:
                 return call()
             except ArchiveError as error:
+                turn = current_turn()
+                if turn is not None and turn.over:
+                    raise
                 attempt += 1
                 wait_s = retry_after_s(error, attempt)
                 if wait_s is None or attempt > self._config.retries or time.monotonic() + wait_s > deadline:
@@ -570,30 +573,71 @@ class HttpClient:
 
     # --- sessions ----------------------------------------------------------------------------------------------
 
-    def _lend(self) -> Lease:
-        if not self._slots.acquire(timeout=self._config.timeout_s):
-            raise TimedOut(f"all {self._config.max_connections} connections are busy", "raise --connections")
-        with self._lock:
-            self._lent += 1
-            if self._idle:
-                return self._idle.pop()
+    def _lend(self, turn: Turn | None) -> Lease:
+        if turn is not None and turn.over:
+            raise Unavailable("interrupted")
+        lease = None
+        self._wait_for_room(turn)
         try:
-            return self._new_line() if self._root else self.new_session()
+            with self._lock:
+                if self._idle:
+                    lease = self._idle.pop()
+            if lease is None:
+                lease = self._new_line() if self._root else self.new_session()
         except BaseException:
             with self._lock:
                 self._lent -= 1
-            self._slots.release()
+                self._freed.notify_all()
             raise
+        if turn is not None:
+            with self._lock:
+                self._turns[lease] = turn
+        return lease
+
+    def _wait_for_room(self, turn: Turn | None) -> None:
+        """Count one more connection as lent, once there is one."""
+        with self._lock:
+            if self._has_room(turn):
+                self._lent += 1
+                return
+            self._listings_wait += turn is None
+        deadline = time.monotonic() + self._config.timeout_s
+        try:
+            while time.monotonic() < deadline:
+                with self._lock:
+                    if self._freed.wait_for(lambda: self._has_room(turn), SOON_S):
+                        self._lent += 1
+                        return
+                    brief = [other for other in self._turns.values() if other.brief and not other.over]
+                if turn is not None and turn.over:
+                    raise Unavailable("interrupted")
+                if turn is None and brief:
+                    brief[-1].give_way()
+        finally:
+            with self._lock:
+                self._listings_wait -= turn is None
+                self._freed.notify_all()
+        raise TimedOut(f"all {self._config.max_connections} connections are busy", "raise --connections")
+
+    def _has_room(self, turn: Turn | None) -> bool:
+        """Under the lock. A transfer leaves one connection to a listing that waits."""
+        kept = 1 if turn is not None and self._listings_wait else 0
+        return self._lent + kept < self._config.max_connections
 
     def _give_back(self, lease: Lease) -> None:
         with self._lock:
-            self._lent -= 1
+            turn = self._turns.pop(lease, None)
+        if turn is not None:
+            turn.waits_with(None)  # the next one's request is not this turn's to end
+        with self._lock:
             keep = not self._closed
             if keep:
                 self._idle.append(lease)
         if not keep:
             _end_lease(lease)
-        self._slots.release()
+        with self._lock:
+            self._lent -= 1
+            self._freed.notify_all()
 
     def _new_line(self) -> Line:
         parts = urlsplit(self._root)

@@ -11,6 +11,7 @@ import http.client
 import re
 import socket
 import ssl
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ MAX_LINE = 65536
 """Bytes of one line of a head, and MAX_LINES of them: as http.client."""
 
 MAX_LINES = 100
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""SO_LINGER for 0 seconds."""
 
 _STATUS = re.compile(rb"HTTP/1\.(\d) +(\d{3})(?: [^\r\n]*)?\r?\n")
 _UNSAFE = re.compile(r"[\r\n\0]")
@@ -148,6 +152,7 @@ class Line:
         self._options = options
         self._head = head
         self._connection: HTTPConnection | None = None
+        self._interrupted = False
 
     @property
     def sock(self) -> socket.socket | None:
@@ -174,6 +179,8 @@ class Line:
         request = f"{method} {target} HTTP/1.1\r\n{self._head}{lines}{length}\r\n".encode("latin-1") + (body or b"")
         try:
             sock = self._connected(timeouts_s[0])
+            if self._interrupted:  # while there was no socket to shut
+                raise ConnectionAbortedError("interrupted")
             sock.settimeout(timeouts_s[1])
             sock.sendall(request)
             response = LineResponse(sock, method=method)
@@ -210,9 +217,24 @@ class Line:
         assert sock is not None
         return sock
 
+    def interrupt(self) -> None:
+        """From any thread: the request under way, or else the next, fails soon."""
+        self._interrupted = True
+        shut(self.sock)
+
     def hang_up(self) -> None:
         """Close the connection; the next request makes a new one."""
         connection, self._connection = self._connection, None
+        self._interrupted = False
         if connection is not None:
             with contextlib.suppress(OSError):
                 connection.close()
+
+
+def shut(sock: socket.socket | None) -> None:
+    """Wake a thread that waits for bytes of this connection; it gets an error."""
+    if sock is not None:
+        with contextlib.suppress(OSError):  # closed already
+            # Reset rather than finish: a server with a full window hears nothing of a close for up to a minute.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            sock.shutdown(socket.SHUT_RDWR)

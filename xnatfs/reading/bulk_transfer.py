@@ -25,6 +25,7 @@ from xnatfs.model import ContentId, Entry
 from xnatfs.reading.flight import Flight, with_validator
 from xnatfs.reading.validators import validators_agree
 from xnatfs.stats import Stats
+from xnatfs.turns import Turn
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ class BulkTransfer:
         self._stopping = False  # guarded by _cond
         self._ended = False  # guarded by _cond
         self._stream: BulkStream | None = None  # guarded by _cond
+        self._turn = Turn(self.brief, self.give_way)
         self._arrived: queue.Queue[tuple[Entry, str, memoryview | None] | None] = queue.Queue(KEEP_AHEAD)
         self._claim: Claim | None = None  # on the folder; of the thread that runs the stream
         self._total = 0  # bytes of all files asked for
@@ -211,12 +213,24 @@ class BulkTransfer:
         """When a paused stream was last of use; None while it is."""
         return self._followed_at if self._paused and not self._tickets else None
 
+    @property
+    def leaving(self) -> bool:
+        return self._stopping
+
+    def overdue_s(self, now: float) -> float:
+        """Never: its readers turn away from one that is silent, and it ends then."""
+        return -1.0
+
+    def give_way(self) -> None:
+        self.stop()
+
     def stop(self) -> None:
         """End soon, keeping what has passed. Returns at once."""
         with self._cond:
             self._stopping = True
             self._cond.notify_all()
             stream = self._stream
+        self._turn.interrupt()
         if stream is not None:
             stream.close()
 
@@ -262,7 +276,8 @@ class BulkTransfer:
             late = [ticket for key, waiting in self._tickets.items() if key not in known for ticket in waiting]
         for ticket in late:
             ticket.done.set()
-        stream = self._archive.open_bulk(files)
+        with self._turn:
+            stream = self._archive.open_bulk(files)
         if stream is None:
             return False
         with self._cond:

@@ -75,6 +75,7 @@ class Flight:
         self.rejections = 0  # bodies whose digest was wrong; written by the one transfer that sees it
         self.served = False  # True once bytes of this version have gone to a reader
         self.started = False  # True once a transfer has been
+        self.gave_way = 0  # guarded by cond: transfers that others were let by
         self._needs: list[Need] = []  # guarded by cond
         self._kept: list[tuple[int, Block]] = []  # guarded by cond: pieces some need overlaps, with their offset
 

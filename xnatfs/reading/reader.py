@@ -34,6 +34,9 @@ SCATTERED = 32 * 1024
 """Bytes up to which a read that follows no pattern takes its part of a cached block, not the block: reading and
 verifying 1 MiB for 4 KiB costs 85 us, a sixteenth of it 16 us (measured on page-cached blocks)."""
 
+LOOK_S = 0.05
+"""Seconds between two looks of who waits for a slot: at whether one has become idle, or silent for too long."""
+
 CLOSE_S = 5.0
 """Seconds that ``close`` waits for transfers to end; their sockets are shut by then."""
 
@@ -241,6 +244,7 @@ class BlockReader:
         looked = short = False
         may_come = file.folder is not None  # in a bulk stream
         elsewhere = self._neighbours is not None  # another process may be fetching it
+        began = time.monotonic()
         need = flight.add_need(at, stop)  # from here on every piece that passes is kept for us
         try:
             while True:
@@ -282,6 +286,9 @@ class BlockReader:
                     tries += 1
                     if not _worth_another(transfer, tries):
                         raise _copy(transfer.error)
+                elif transfer.gave_way:
+                    if time.monotonic() - began > self._config.timeout_s:
+                        raise TimedOut(f"{flight.entry.key}: no answer within {self._config.timeout_s:g} s")
                 elif leads and transfer.ended and transfer.position <= at:
                     short = True  # the server sent less than was asked for, as it may
         finally:
@@ -356,8 +363,22 @@ class BlockReader:
         raise TimedOut(f"{flight.entry.key}: no answer within {self._config.timeout_s:g} s")
 
 
+class _Waiting:
+    """Somebody in the queue for a slot."""
+
+    __slots__ = ("has_one", "limit", "transfer")
+
+    def __init__(self, transfer: Transfer | BulkTransfer, limit: int) -> None:
+        self.transfer = transfer
+        self.limit = limit
+        self.has_one = threading.Event()
+
+
 class TransferSlots:
-    """At most so many transfers at once; a paused one that nobody waits for makes room for one that is wanted.
+    """At most so many transfers at once, first come first served.
+
+    Who waits is made room for: a paused transfer that nobody needs ends, or else one that has been silent for long
+    gives way and is asked for again, behind all who wait now. So a few dead files do not keep all others from readers.
 
     Args:
         brief: Further ones that may go beside those when they are brief: over after an answer and a block at most.
@@ -369,6 +390,7 @@ class TransferSlots:
         self._timeout_s = timeout_s
         self._cond = threading.Condition(threading.Lock())
         self._active: list[Transfer | BulkTransfer] = []  # guarded by _cond
+        self._queue: list[_Waiting] = []  # guarded by _cond: nobody in it could go now
         self._closed = False
         self.ranged = False  # whether the archive honoured the last range it was asked for
 
@@ -386,40 +408,78 @@ class TransferSlots:
         Raises:
             Unavailable: none came free in time, or the reader is closing.
         """
-        deadline = time.monotonic() + self._timeout_s
         limit = self._limit + (self._brief if transfer.brief else 0)
-        while True:
+        with self._cond:
+            self._check_open()
+            if len(self._active) < limit:
+                self._active.append(transfer)
+                return
+            waiting = _Waiting(transfer, limit)
+            self._queue.append(waiting)
+        try:
+            self._wait(waiting)
+        except BaseException:
             with self._cond:
-                if self._closed:
-                    raise Unavailable("the file system is being unmounted")
-                if len(self._active) < limit:
-                    self._active.append(transfer)
-                    return
-                idle = [(since, other) for other in self._active if (since := other.idle_since()) is not None]
+                if waiting in self._queue:
+                    self._queue.remove(waiting)
+                else:
+                    self._leave(transfer)
+            raise
+
+    def _wait(self, waiting: _Waiting) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        self._make_room()
+        while not waiting.has_one.wait(LOOK_S):
+            self._check_open()
             if time.monotonic() >= deadline:
                 raise TimedOut(f"all {self._limit} connections are busy", "raise --connections")
-            if idle:
-                min(idle, key=lambda pair: pair[0])[1].stop()
-            with self._cond:
-                if len(self._active) >= limit:
-                    self._cond.wait(0.05)  # also a look again for one that has become idle
+            if self._queue[:1] == [waiting]:
+                self._make_room()
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the file system is being unmounted")
+
+    def _make_room(self) -> None:
+        """End the transfer that is missed least, unless enough are about to end."""
+        with self._cond:
+            active, wanted = list(self._active), len(self._queue)
+        if sum(other.leaving for other in active) >= wanted:
+            return
+        idle = [(since, other) for other in active if (since := other.idle_since()) is not None]
+        if idle:
+            min(idle, key=lambda pair: pair[0])[1].stop()
+            return
+        now = time.monotonic()
+        silent = max(active, key=lambda other: other.overdue_s(now), default=None)
+        if silent is not None and silent.overdue_s(now) > 0:
+            silent.give_way()
 
     def answered(self, ranged: bool) -> None:
         self.ranged = ranged
 
     def release(self, transfer: Transfer | BulkTransfer) -> None:
         with self._cond:
-            self._active.remove(transfer)
-            if self._closed:
-                self._cond.notify_all()
-            else:
-                self._cond.notify()  # not all: of sixteen that wait, one can go on
+            self._leave(transfer)
+
+    def _leave(self, transfer: Transfer | BulkTransfer) -> None:
+        """Under the condition: the slot goes to whoever has waited longest and may have it."""
+        self._active.remove(transfer)
+        if self._closed:
+            self._cond.notify_all()
+            return
+        for waiting in self._queue:
+            if len(self._active) < waiting.limit:
+                self._queue.remove(waiting)
+                self._active.append(waiting.transfer)
+                waiting.has_one.set()
+                return
 
     def close(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
         with self._cond:
             self._closed = True
-            self._cond.notify_all()
             active = list(self._active)
         for transfer in active:
             transfer.stop()

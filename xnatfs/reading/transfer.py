@@ -20,6 +20,7 @@ from xnatfs.config import MIB, ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, TimedOut, Unavailable
 from xnatfs.reading.flight import Flight, stale
 from xnatfs.reading.prefetch import GRAIN
+from xnatfs.turns import Turn
 
 if TYPE_CHECKING:
     from xnatfs.model import ContentId
@@ -39,6 +40,13 @@ HASH_AHEAD = 8
 TELL_S = 0.02
 """How often other processes are told how far the stream is, and asked what they want of it: a system call each."""
 
+STALLED_S = 4.0
+"""Silence after which a transfer gives way to one that waits for a connection; twice as long each time, so that one
+which needs longer for an answer is read as well. A guess: XNAT reads a large catalog in a second or two."""
+
+MURMUR = 4096
+"""Bytes that are no silence: a fifth of a line of 64 kb/s shared by eight."""
+
 _FOREVER = 1 << 62
 
 
@@ -56,6 +64,7 @@ class Transfer:
         error: Why it ended early, for those who waited for it.
         opened: True once the server's answer was accepted.
         moved: Bytes that have passed.
+        gave_way: It was ended, or is ending, in favour of another: ask again.
         brief: Whether the whole file is a block at most, whatever the server makes of a range.
     """
 
@@ -86,8 +95,13 @@ class Transfer:
         self._progress = 0  # the last position that counted as progress, and when it was reached
         self._progress_at = 0.0
         self._tell_after = 0.0
+        self._heard = 0  # the last position that was no silence, and when it was reached
+        self._heard_at = 0.0
+        self._began_at = 0.0  # when the connection was ours
         self._stopping = False
         self._has_slot = False
+        self._turn = Turn(flight.size <= buffers.size, self.give_way)
+        self.gave_way = False
         self.brief = flight.size <= buffers.size
         self.start = 0
         self.asked_stop = 0
@@ -152,8 +166,31 @@ class Transfer:
             self._stopping = True
             self._cond.notify_all()
             stream = self._stream
+        self._turn.interrupt()
         if stream is not None:
             stream.close()
+
+    def give_way(self) -> None:
+        """End soon, for another who waits for a connection; the readers of this one ask again. Returns at once."""
+        with self._cond:
+            if self.ended or self._stopping:
+                return
+            self.gave_way = True
+            self._flight.gave_way += 1
+        self.stop()
+
+    @property
+    def leaving(self) -> bool:
+        return self._stopping
+
+    def overdue_s(self, now: float) -> float:
+        """How much longer than is fair to others it has been silent, in seconds; negative while it is not."""
+        if not self._has_slot or self.paused or self._stopping:
+            return -1.0
+        stream = self._stream
+        # Asked again, a server without ranges sends all of that once more.
+        lost_s = 0.0 if stream is None or stream.ranged else self._heard_at - self._began_at
+        return now - self._heard_at - lost_s - float(STALLED_S * 2**self._flight.gave_way)
 
     def idle_since(self) -> float | None:
         """When a paused transfer that nobody waits for was last wanted; None while it is of use."""
@@ -172,8 +209,10 @@ class Transfer:
             flight.claim.moved(self.start, self.start, 0)
         try:
             self._slots.acquire(self)
+            self._began_at = self._heard_at = time.monotonic()
             self._has_slot = True
-            stream = self._archive.open_range(flight.entry, self.start, self.asked_stop)
+            with self._turn:
+                stream = self._archive.open_range(flight.entry, self.start, self.asked_stop)
             content = self._checked(stream)
         except ArchiveError as error:
             self._end(error)
@@ -184,8 +223,8 @@ class Transfer:
         with self._cond:
             self._content = content
             self._stream = stream
-            self.position = self._piece_start = self._progress = stream.start
-            self._progress_at = time.monotonic()
+            self.position = self._piece_start = self._progress = self._heard = stream.start
+            self._progress_at = self._heard_at = time.monotonic()
             self.opened = True
             short = stream.stop - stream.start <= self._block_size
             if short:
@@ -288,6 +327,8 @@ class Transfer:
         now = time.monotonic()
         if now >= self._tell_after and self._flight.claim is not None:
             self._tell(position)
+        if position - self._heard >= MURMUR:
+            self._heard, self._heard_at = position, now
         if position - self._progress >= GRAIN:
             self._progress, self._progress_at = position, now
         elif now - self._progress_at > self._config.timeout_s:
@@ -314,7 +355,9 @@ class Transfer:
             if self._stopping:  # stop() closed the connection under us
                 return 0
             raise
-        if count == 0 and not self._stopping:
+        if self._stopping:
+            return 0  # bytes of a socket that was shut meanwhile: under TLS they may be what was on the wire
+        if count == 0:
             raise Unavailable(f"{self._flight.entry.key}: the body ended at {self.position} of {stream.stop} bytes")
         return count
 
@@ -351,8 +394,9 @@ class Transfer:
                     self._limit = _FOREVER
                     break
                 self._cond.wait(max(patience_s - idle_s, 0.05) if self._flight.claim is None else TELL_S)
+            self._heard, self._heard_at = self.position, time.monotonic()
             self.paused = False
-        self._progress, self._progress_at = self.position, time.monotonic()
+        self._progress, self._progress_at = self.position, self._heard_at
         return True
 
     def _worth_finishing(self) -> bool:
@@ -389,6 +433,8 @@ class Transfer:
     def _end(self, error: ArchiveError | None) -> None:
         self._tell(self.position)
         with self._cond:
+            if self.gave_way and isinstance(error, Unavailable):
+                error = None
             self.error = error
             self.ended = True
             stream, self._stream = self._stream, None
