@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -170,6 +171,29 @@ def test_the_end_of_the_mount_that_fetches_a_scan_leaves_the_others_right(server
         for mount in others:
             assert sums_of_copy(mount) == truth
         assert sum(row["sent"] for row in file_requests(server)) <= 2.1 * 1000 * 205_000
+
+
+def test_a_mount_that_is_stopped_while_it_fetches_a_scan_does_not_stop_the_others(
+    server: DemoServer, tmp_path: Path
+) -> None:
+    server.switch(bandwidth=60_000_000)
+    with mounts_of_one_cache(server, tmp_path, 3) as mounts:
+        for mount in mounts:
+            os.listdir(mount.path / SCAN_OF_1000)
+        owner, *others = mounts
+        first = copy_from(owner)
+        wait_until(lambda: zip_bytes(server) > 10_000_000)
+        assert owner.process is not None
+        owner.process.send_signal(signal.SIGSTOP)
+        try:
+            assert [copy.wait(80) for copy in [copy_from(mount) for mount in others]] == [0] * 2
+        finally:
+            owner.process.send_signal(signal.SIGCONT)
+        assert first.wait(80) == 0
+        truth = true_md5s(server, "XNAT_E10001")
+        for mount in mounts:
+            assert sums_of_copy(mount) == truth
+        assert len(zips(server)) <= 2
 
 
 def zip_bytes(server: DemoServer) -> int:
