@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,11 @@ class Listing:
     documents: Mapping[str, bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ContentId:
-    """Names immutable bytes: a changed file has another version, hence another id, and no block is ever overwritten."""
+class ContentId(NamedTuple):
+    """Names immutable bytes: a changed file has another version, hence another id, and no block is ever overwritten.
+
+    A tuple, because each read of a cached block hashes it half a dozen times.
+    """
 
     archive: str
     key: str

@@ -928,3 +928,63 @@ def test_one_process_reads_what_another_puts_and_misses_what_it_discards(store: 
     other.discard(content("a"))
     assert (store.get(key()), store.get_note(content("a"))) == (None, None)
     other.close()
+
+
+# -- files kept open -----------------------------------------------------------------------------------------------
+
+
+def open_files(directory: Path) -> int:
+    """How many block files this process has open."""
+    links = [os.readlink(link.path) for link in os.scandir("/proc/self/fd") if os.path.islink(link.path)]
+    return sum(link.startswith(str(directory)) and "-" in link for link in links)
+
+
+def test_files_stay_open_while_a_reader_holds_their_content_and_no_longer(store: DiskBlocks, directory: Path) -> None:
+    fill(store, "a", BLOCKS_IN_FILE + 1)
+    before = open_files(directory)
+    assert kept(store, "a", BLOCKS_IN_FILE + 1) == BLOCKS_IN_FILE + 1
+    assert open_files(directory) == before
+    store.hold(content("a"))
+    assert kept(store, "a", BLOCKS_IN_FILE + 1) == BLOCKS_IN_FILE + 1
+    assert open_files(directory) == before + 2
+    store.release(content("a"))
+    assert open_files(directory) == before
+
+
+def test_rot_in_a_file_that_is_kept_open_is_found_at_the_next_read(
+    store: DiskBlocks, directory: Path, one_warning: None
+) -> None:
+    fill(store, "a", 2)
+    store.hold(content("a"))
+    assert kept(store, "a", 2) == 2
+    change(directory, key("a", 1), _flip(30_000))
+    assert store.get(key("a", 1)) is None
+    fill(store, "a", 2)
+    assert kept(store, "a", 2) == 2
+
+
+def test_what_another_process_removes_takes_no_space_though_it_is_kept_open(store: DiskBlocks, directory: Path) -> None:
+    fill(store, "a", 3)
+    store.hold(content("a"))
+    assert kept(store, "a", 3) == 3
+    with file_of(directory, key("a")).open("rb") as watched:
+        other = DiskBlocks(directory, LIMIT, 0.0)
+        other.discard(content("a"))
+        assert os.fstat(watched.fileno()).st_blocks == 0
+        assert kept(store, "a", 3) == 0
+        fill(other, "a", 3)
+        other.close()
+    assert kept(store, "a", 3) == 3
+
+
+def test_a_block_removed_alone_from_a_file_kept_open_is_a_miss_and_can_come_back(
+    store: DiskBlocks, directory: Path
+) -> None:
+    fill(store, "a", 3)
+    store.hold(content("a"))
+    assert kept(store, "a", 3) == 3
+    change(directory, key("a", 1), lambda stored: bytes(len(stored)))  # what a hole reads as
+    assert store.get(key("a", 1)) is None
+    assert kept(store, "a", 3) == 2
+    fill(store, "a", 3)
+    assert kept(store, "a", 3) == 3

@@ -46,6 +46,7 @@ from xnatfs.blocks.format import (
     DISK_UNIT,
     HEADER_BYTES,
     SUM,
+    BlockFile,
     Damaged,
     Place,
     erase,
@@ -86,6 +87,9 @@ LOG_PAGES = 256
 
 # What the log grows by with the next block (some 10 pages), and its index of 32 KiB.
 LOG_SLACK_BYTES = 128 * 1024
+
+# Block files kept open of contents that readers hold: 4 GB in blocks of 1 MiB.
+FILES_KEPT = 64
 
 # Waiting for another process's transaction. Those take milliseconds; longer means trouble, and the block is not kept.
 BUSY_S = 5.0
@@ -370,6 +374,8 @@ class DiskBlocks:
         self._damage_warning_after = 0.0
         self._holds: dict[str, int] = {}  # guarded by _holds_lock; tag -> readers
         self._holds_lock = threading.Lock()
+        self._files: dict[str, BlockFile] = {}  # changed under _holds_lock, read without: kept open, by name
+        self._held_files: dict[str, set[str]] = {}  # guarded by _holds_lock; tag -> names that were put in _files
         _stores.add(self)
         self._uses: dict[str, None] = {}  # tags used since they were last written down; single operations only
         self._uses_after = 0.0  # monotonic; when to write them down
@@ -386,26 +392,40 @@ class DiskBlocks:
             if not self._readable:
                 return None
         place = place_of(key)
-        try:
-            fd = os.open(f"{self._root}/{place.filename}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            self._complain("reading a block", exc)
-            return None
-        try:
-            data = read_span(fd, place, key, start, stop, self._buffers)
-        except Damaged as exc:
-            self._drop_damaged(place, exc)
-            return None
-        except OSError as exc:
-            self._complain("reading a block", exc)
-            return None
-        finally:
-            os.close(fd)
-        if data is not None:
-            self._note_use(tag_of(key.content))
-        return data
+        for _ in range(2):
+            file: BlockFile | None = None
+            try:
+                file = self._files.get(place.filename) or self._opened(place, tag_of(key.content))
+                data = read_span(file, place, key, start, stop, self._buffers)
+            except FileNotFoundError:
+                return None
+            except Damaged as exc:
+                if file is None or not file.is_gone():
+                    self._drop_damaged(place, exc)
+                    return None
+                data = None
+            except OSError as exc:
+                self._complain("reading a block", exc)
+                return None
+            if data is not None:
+                self._note_use(tag_of(key.content))
+                return data
+            if self._files.get(place.filename) is not file or not file.is_gone():
+                return None
+            with self._holds_lock:
+                self._files.pop(place.filename, None)  # removed while it was kept open: look at what has its name now
+        return None
+
+    def _opened(self, place: Place, tag: str) -> BlockFile:
+        """A block file; kept open while a reader holds its content: opening and closing is a fifth of a small read."""
+        file = BlockFile(os.open(f"{self._root}/{place.filename}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        with self._holds_lock:
+            if tag in self._holds and not self._closed:
+                if len(self._files) >= FILES_KEPT:
+                    self._files.pop(next(iter(self._files)))
+                self._files[place.filename] = file
+                self._held_files.setdefault(tag, set()).add(place.filename)
+        return file
 
     def put(self, key: BlockKey, data: Block) -> None:
         self.put_many([(key, data)])
@@ -481,14 +501,19 @@ class DiskBlocks:
                 self._holds[tag] = count - 1
             elif count:
                 del self._holds[tag]
+                for filename in self._held_files.pop(tag, ()):
+                    self._files.pop(filename, None)
         self._uses[tag] = None
 
     def close(self) -> None:
         """Write down what was used and let the database go. Later calls find nothing and keep nothing."""
         with self._tolerant("closing"):
             self._write_uses()
-        with self._lock:
+        with self._holds_lock:
             self._closed = True
+            self._files.clear()
+            self._held_files.clear()
+        with self._lock:
             self._readable = False
             if self._books is not None:
                 self._books.close()
@@ -583,8 +608,16 @@ class DiskBlocks:
     def _erase_files(self, places: Iterable[Place]) -> None:
         """Remove every block of the files that these stand in."""
         for filename in {place.filename for place in places}:
+            path = f"{self._root}/{filename}"
+            fd = -1
             with contextlib.suppress(OSError):
-                os.unlink(f"{self._root}/{filename}")
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                if fd >= 0:
+                    os.ftruncate(fd, 0)  # for who has it open: nobody counts those bytes any more
+            if fd >= 0:
+                os.close(fd)
 
     def _evict(self, wanted: int) -> int:
         """Free ``wanted`` bytes: contents by least recent use, then just used ones, then blocks of held ones."""

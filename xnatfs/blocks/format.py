@@ -153,22 +153,60 @@ def is_block(fd: int, place: Place, tag: str, key: BlockKey) -> bool:
     return True
 
 
+class BlockFile:
+    """An open block file, and the headers in it that have been read and verified. Closed with its last reference."""
+
+    __slots__ = ("fd", "headers")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.headers: dict[int, tuple[int, list[int]]] = {}  # offset -> length and checksums of the block there
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def is_gone(self) -> bool:
+        """Whether it has been removed, by whatever process: another one may have its name by now."""
+        return os.fstat(self.fd).st_nlink == 0
+
+
 def read_span(
-    fd: int, place: Place, key: BlockKey, start: int, stop: int, buffers: BufferPool | None = None
+    file: BlockFile, place: Place, key: BlockKey, start: int, stop: int, buffers: BufferPool | None = None
 ) -> Block | None:
     """Bytes [start, stop) of a block, cut at its end, read in whole chunks and verified; None where there is none.
 
     Raises:
         Damaged: something else stands there.
     """
-    header = os.pread(fd, HEADER_BYTES, place.offset)
+    known = file.headers.get(place.offset)
+    if known is not None:
+        try:
+            return _span(file.fd, place, known, key.unit, start, stop, buffers)
+        except Damaged:  # or removed since its header was read, and maybe put again
+            file.headers.pop(place.offset, None)
+    header = os.pread(file.fd, HEADER_BYTES, place.offset)
     if header == bytes(len(header)):
         return None
-    length, sums = _checked_header(header, tag_of(key.content), key.number, key.unit)
+    known = _checked_header(header, tag_of(key.content), key.number, key.unit)
+    data = _span(file.fd, place, known, key.unit, start, stop, buffers)
+    file.headers[place.offset] = known
+    return data
+
+
+def _span(
+    fd: int,
+    place: Place,
+    header: tuple[int, list[int]],
+    unit: int,
+    start: int,
+    stop: int,
+    buffers: BufferPool | None,
+) -> Block:
+    length, sums = header
     stop = min(stop, length)
     if start >= stop:
         return b""
-    chunk = _chunk_bytes(key.unit)
+    chunk = _chunk_bytes(unit)
     begin, end = start // chunk * chunk, min(length, -(-stop // chunk) * chunk)
     data = _verified(fd, place, chunk, sums, begin, end, buffers)
     return data if (begin, end) == (start, stop) else data[start - begin : stop - begin]
