@@ -53,8 +53,13 @@ def newest(folder: Path, sizes: str) -> Results | None:
     for path in sorted(folder.glob("2*.json"), reverse=True):
         document = load(path)
         if document["facts"].get("sizes") == sizes and "took_s" in document:
-            return Results(path, document["facts"], rows_from(document), document["took_s"])
+            return saved(path)
     return None
+
+
+def saved(path: Path) -> Results:
+    document = load(path)
+    return Results(path, document["facts"], rows_from(document), document["took_s"])
 
 
 def names_of(text: str) -> list[str]:

@@ -25,7 +25,7 @@ import small_files  # noqa: E402
 from machine import machine, versions  # noqa: E402
 from measure import EXPECTED_FAULTS, Row, reason  # noqa: E402
 from report import headlines, markdown, table, write_block  # noqa: E402
-from results import Results, load, names_of, newest, wanted_row  # noqa: E402
+from results import Results, load, names_of, newest, saved, wanted_row  # noqa: E402
 from tasks import TASKS, Bench, Task  # noqa: E402
 
 from tests.helpers.server import DemoServer  # noqa: E402
@@ -86,7 +86,7 @@ def _results(options: argparse.Namespace, bench: Bench) -> Results:
         "sizes": QUICK_SIZES if options.quick else SIZES,
     }
     if options.resume:
-        before = newest(RESULTS, facts["sizes"])
+        before = saved(options.json) if options.json else newest(RESULTS, facts["sizes"])
         if before is None:
             raise SystemExit("nothing to resume: no results of these sizes")
         print(f"going on with {before.path.name}, which has {', '.join(before.took_s) or 'nothing'}", file=sys.stderr)
@@ -135,7 +135,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, two rounds: does it work at all?")
     parser.add_argument("--only", type=names_of, action="extend", default=[], metavar="N,N", help=f"only these {names}")
     parser.add_argument("--skip", type=names_of, action="extend", default=[], metavar="N,N", help=f"not these {names}")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest results, which were interrupted")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest results (or those of --json)")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often (default 5; 3 of what takes long)")
     parser.add_argument("--patience", type=float, metavar="S", help="when a slow peer is stopped (default 10 s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the samples go (default benchmarks/results/)")
