@@ -5,7 +5,6 @@ What can be refused is refused before a process is left behind; the server is as
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +20,6 @@ END_LIMIT_S = 30.0  # for a mount's process to end after it was unmounted: it wr
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
 """In place of Python's (700, 10, 10): a crawl makes records by the hundred thousand and few cycles among them, and
 looking for these took a sixth of its CPU time. Guesses beyond that."""
-M_ARENA_MAX, ARENAS = -8, 2
-"""glibc's malloc.h, ``mallopt``. By default each thread may have a heap of its own, up to 8 a core, and what one has
-freed another cannot use: a mount that had listed 1,000,000 files held 441 MB, with two of them 394."""
 START_SLACK_S = 30.0  # beyond two timeouts of the server, for imports on a busy machine
 
 
@@ -72,7 +68,6 @@ def mount_and_serve(config: Config, mountpoint: Path, foreground: bool, log_file
 
 def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
     """Open the archive, mount it at ``target`` (prepared), call ``ready`` and answer until unmounted."""
-    import ctypes
     import gc
     import os
 
@@ -96,8 +91,6 @@ def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
             control[0].start()
         ready()
 
-    with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.freeze()  # what is imported stays
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     vfs = open_vfs(config, stats)
