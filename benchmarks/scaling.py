@@ -125,7 +125,7 @@ def with_latency(bench: Bench) -> tuple[dict[str, Points], int]:
         bench.server.switch(latency_s=latency_ms / 1e3)
         samples = Series()
         turns = {n: lambda n=n, w=w, s=samples: s.add(n, w()) for n, w in contenders.items()}
-        in_turn(bench.few, turns, holding=True)
+        in_turn(min(2, bench.few), turns, holding=True)
         for name in contenders:
             lines.setdefault(name, []).append((float(latency_ms), statistics.median(samples[name])))
     return lines, file.size
