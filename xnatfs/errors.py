@@ -12,6 +12,7 @@ OSError
     ├── Unavailable     EIO        no usable answer: refused, reset, 5xx after retries; exit 4
     │   └── TimedOut    ETIMEDOUT  silence longer than the timeout
     ├── StaleContent    ESTALE     the archive now holds another version than the one opened
+    ├── Interrupted     EINTR      whoever asked is ending
     ├── CorruptContent  EIO        short body, wrong digest, wrong Content-Range
     └── UnexpectedReply EIO        a 200 that is not what was asked for: a login page, an empty body
 """
@@ -83,6 +84,10 @@ class Unavailable(ArchiveError, ConnectionError):
 
 class TimedOut(Unavailable, TimeoutError):
     code = errno.ETIMEDOUT
+
+
+class Interrupted(ArchiveError, InterruptedError):
+    code = errno.EINTR
 
 
 class StaleContent(ArchiveError):

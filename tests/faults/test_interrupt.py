@@ -107,3 +107,30 @@ def test_killed_readers_leave_room_for_others(stuck: tuple[Bench, list[subproces
     bench.server.clear_faults()
     file = bench.fresh()
     file.assert_right(cat(file.path, 5 * SOON_S).output)
+
+
+@pytest.mark.parametrize("command", ["ls", "stat", "dd"])
+def test_a_call_that_waits_for_the_server_ends_at_a_signal(tmp_path: Path, command: str) -> None:
+    """The kernel lets go of these calls only once they are answered, unlike reads through its page cache."""
+    with (
+        DemoServer(sample="full") as server,
+        mounted(server.url, tmp_path, "--timeout", f"{LONG_S}s", "--no-bulk", user="demo", password="demo") as mount,
+    ):
+        bench = Bench(server, mount)
+        file = bench.fresh()
+        words = {
+            "ls": ["ls", mount.path / "CRAWL"],
+            "stat": ["stat", mount.path / "CRAWL/CRAWL_0001/resources"],
+            "dd": ["dd", f"if={file.path}", "iflag=direct", "bs=128k", "of=/dev/null"],
+        }[command]
+        server.fault("data/", "stall", at=100 if command != "dd" else 1000, times=None)
+        stuck = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]
+        time.sleep(1.0)
+        assert all(process.poll() is None for process in stuck)
+        for process in stuck:
+            process.kill()
+        deadline = time.monotonic() + SOON_S
+        for process in stuck:
+            assert process.wait(max(0.1, deadline - time.monotonic())) == -signal.SIGKILL
+        server.clear_faults()
+        file.assert_right(cat(file.path, 5 * SOON_S).output)

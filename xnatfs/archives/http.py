@@ -260,7 +260,7 @@ class HttpClient:
         self._freed = threading.Condition(self._lock)
         self._idle: list[Lease] = []  # guarded by _lock
         self._lent = 0  # guarded by _lock
-        self._turns: dict[Lease, Turn] = {}  # guarded by _lock: whose turn a lent connection serves, oldest first
+        self._turns: dict[Lease, Turn | None] = {}  # guarded by _lock: what is lent, oldest first, and in whose turn
         self._listings_wait = 0  # guarded by _lock: for a connection
         self._tls: ssl.SSLContext | None = None  # guarded by _lock; made when first needed: it reads files
         self._closed = False
@@ -425,9 +425,13 @@ class HttpClient:
         return self._retrying(attempt, f"GET {path}")
 
     def close(self) -> None:
+        """Close connections; requests under way fail."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            for lease in self._turns:
+                if isinstance(lease, Line):
+                    lease.interrupt()
         for lease in idle:
             _end_lease(lease)
 
@@ -559,7 +563,7 @@ class HttpClient:
                 return call()
             except ArchiveError as error:
                 turn = current_turn()
-                if turn is not None and turn.over:
+                if self._closed or (turn is not None and turn.over):
                     raise
                 attempt += 1
                 wait_s = retry_after_s(error, attempt)
@@ -589,9 +593,8 @@ class HttpClient:
                 self._lent -= 1
                 self._freed.notify_all()
             raise
-        if turn is not None:
-            with self._lock:
-                self._turns[lease] = turn
+        with self._lock:
+            self._turns[lease] = turn
         return lease
 
     def _wait_for_room(self, turn: Turn | None) -> None:
@@ -608,7 +611,9 @@ class HttpClient:
                     if self._freed.wait_for(lambda: self._has_room(turn), SOON_S):
                         self._lent += 1
                         return
-                    brief = [other for other in self._turns.values() if other.brief and not other.over]
+                    brief = [
+                        other for other in self._turns.values() if other is not None and other.brief and not other.over
+                    ]
                 if turn is not None and turn.over:
                     raise Unavailable("interrupted")
                 if turn is None and brief:

@@ -37,6 +37,10 @@ class Library:
         """``struct fuse *`` of the mount that the calling thread, one of libfuse's own, works for."""
         return ctypes.c_void_p(self.module._libfuse.fuse_get_context().contents.fuse)
 
+    def caller(self) -> int:
+        """The system's ID of the thread whose request the calling thread, one of libfuse's own, answers; 0: unknown."""
+        return int(self.module._libfuse.fuse_get_context().contents.pid)
+
     def exit(self, handle: ctypes.c_void_p) -> None:
         """Tell a mount's main loop to end once it looks; ``handle`` must be alive."""
         self.module._libfuse.fuse_exit(handle)

@@ -24,9 +24,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from xnatfs import callers
 from xnatfs.errors import ArchiveError
 from xnatfs.frontends.fuse_binding import FILLERS, ConnInfo2, Library
 
@@ -153,19 +155,20 @@ _pins = itertools.count()
 _ensure_gil_state = ctypes.PYFUNCTYPE(ctypes.c_int)(("PyGILState_Ensure", ctypes.pythonapi))
 
 
-def _pin_thread() -> None:
+def _pin_thread(library: Library) -> None:
     """Keep this thread's Python state: one Ensure without its Release."""
     _thread.pinned = True
+    callers.works_for(library.caller)
     if next(_pins) < MAX_PINS:
         _ensure_gil_state()
 
 
-def _answer(function: Callable[..., int | None], *args: Any) -> int:
+def _answer(library: Library, function: Callable[..., int | None], *args: Any) -> int:
     """Call one operation and make its outcome an answer: a count, 0, or a negative errno. Lets nothing through."""
     try:
         _thread.pinned  # noqa: B018 (one look-up is all that a pinned thread pays)
     except AttributeError:
-        _pin_thread()
+        _pin_thread(library)
     try:
         return function(*args) or 0
     except OSError as exc:
@@ -290,7 +293,7 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
     # mfusepy calls an operation whose arguments differ between the libraries by a name with this suffix.
     suffix = f"_fuse_{library.major}"
     named = {name + suffix if hasattr(base, name + suffix) else name: function for name, function in methods.items()}
-    return type("Fuse", (base,), {**named, "_wrapper": staticmethod(_answer)})
+    return type("Fuse", (base,), {**named, "_wrapper": staticmethod(partial(_answer, library))})
 
 
 def _widen(conn: Any) -> None:

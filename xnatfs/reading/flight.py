@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from xnatfs import callers
 from xnatfs.blocks.base import Block, Claim
 from xnatfs.errors import ArchiveError, StaleContent
 from xnatfs.model import ContentId, Entry
@@ -34,8 +35,15 @@ class Need:
         self._asleep.acquire()
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until woken, since the last time too, or until the time is over."""
-        self._asleep.acquire(timeout=timeout_s)
+        """Sleep until woken, since the last time too, or until the time is over.
+
+        Raises:
+            Interrupted: whoever asked is ending.
+        """
+        callers.wait(self._wait, timeout_s)
+
+    def _wait(self, timeout_s: float | None) -> bool:
+        return self._asleep.acquire(timeout=-1 if timeout_s is None else timeout_s)
 
     def wake(self) -> None:
         """Under the flight's condition."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 
+from xnatfs import callers
 from xnatfs.archives.base import Archive
 from xnatfs.blocks.base import BlockCache, BlockKey, Claims
 from xnatfs.buffers import BufferPool
@@ -287,6 +288,7 @@ class BlockReader:
                     if not _worth_another(transfer, tries):
                         raise _copy(transfer.error)
                 elif transfer.gave_way:
+                    callers.check()
                     if time.monotonic() - began > self._config.timeout_s:
                         raise TimedOut(f"{flight.entry.key}: no answer within {self._config.timeout_s:g} s")
                 elif leads and transfer.ended and transfer.position <= at:
@@ -339,10 +341,11 @@ class BlockReader:
 
     def _run(self, transfer: Transfer) -> None:
         """Send the request here; read a short body here too, a long one in a thread of its own."""
-        if transfer.open():
-            transfer.run()
-        else:
-            threading.Thread(target=transfer.run, name="xnatfs-transfer", daemon=True).start()
+        with callers.watched(transfer.give_way):
+            if transfer.open():
+                transfer.run()
+                return
+        threading.Thread(target=transfer.run, name="xnatfs-transfer", daemon=True).start()
 
     def _await(self, flight: Flight, transfer: Transfer, need: Need) -> None:
         """Sleep until the bytes needed have passed or the transfer has ended, as it does when the server is silent."""
@@ -431,6 +434,8 @@ class TransferSlots:
         self._make_room()
         while not waiting.has_one.wait(LOOK_S):
             self._check_open()
+            if waiting.transfer.leaving:
+                raise Unavailable("not wanted any more")
             if time.monotonic() >= deadline:
                 raise TimedOut(f"all {self._limit} connections are busy", "raise --connections")
             if self._queue[:1] == [waiting]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from xnatfs import callers
 from xnatfs.archives.base import Archive
 from xnatfs.columns import lazy
 from xnatfs.config import ListingConfig
@@ -137,7 +138,7 @@ class _Flight(Generic[Value]):
 
     def wait_for(self, timeout_s: float | None) -> Value | None:
         """The outcome, or None when there is none yet."""
-        if not self._done.wait(timeout_s):
+        if not callers.wait(self._done.wait, timeout_s):
             return None
         if self._error is not None:
             raise _again(self._error)
@@ -406,9 +407,9 @@ class ListingCache:
             raise
         if old is not None and fresh:
             return self._fly(directory, flight, lambda: old)
-        if old is None:
+        if old is None and not callers.has_caller():
             return self._fly(directory, flight, lambda: self._renew(directory, flight))
-        # What is left of this outlives the call when the archive is slow.
+        # What is left of this outlives the call when the archive is slow, or the caller is killed.
         renewal = threading.Thread(
             target=self._renew_behind, args=(directory, flight), name="xnatfs-renew", daemon=True
         )
@@ -416,7 +417,7 @@ class ListingCache:
             renewal.start()
         except RuntimeError:  # no thread to be had
             return self._fly(directory, flight, lambda: self._renew(directory, flight))
-        return flight.wait_for(PATIENCE_S) or old
+        return flight.wait() if old is None else flight.wait_for(PATIENCE_S) or old
 
     def _renew_behind(self, directory: Entry, flight: _Flight[_Held]) -> None:
         with contextlib.suppress(ArchiveError):  # the flight has it
