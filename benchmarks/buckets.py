@@ -240,7 +240,7 @@ def bucket_scattered_files(bench: Bench) -> list[Row]:
     def theirs() -> float:
         must_run(rclone)
         with rclone.mounted() as point:
-            return read_all(point, paths, size, 3 * bench.patience_s)
+            return read_all(point, paths, size, bench.patience_s)
 
     in_turn(
         bench.rounds,
