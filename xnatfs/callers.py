@@ -122,7 +122,8 @@ def is_ending(thread_id: int) -> bool:
         return False
     fields = dict(line.split(b":\t", 1) for line in status.splitlines() if b":\t" in line)
     pending = int(fields.get(b"SigPnd", b"0"), 16) | int(fields.get(b"ShdPnd", b"0"), 16)
-    return bool(pending & ENDING) or fields.get(b"State", b"")[:1] in (b"Z", b"X")
+    blocked = int(fields.get(b"SigBlk", b"0"), 16)
+    return bool(pending & ~blocked & ENDING) or fields.get(b"State", b"")[:1] in (b"Z", b"X")
 
 
 def _sees_all() -> bool:
