@@ -26,3 +26,17 @@ def test_what_is_no_json_in_utf_8_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("value", [["a", 1, None, False, {"k": []}], "\ud83d", "\u00e9\U0001f600", [[["x"]]]])
 def test_what_is_written_reads_back(value: object) -> None:
     assert jsontext.loads(jsontext.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('["a\\ud83d"]', ["a\ufffd"]),
+        ('{"\\udc00": [{"b": "\\ud83d\\ude00"}]}', {"\ufffd": [{"b": "\U0001f600"}]}),
+        ("[NaN]", None),
+    ],
+)
+def test_half_a_character_of_a_server_becomes_one_that_can_be_written(text: str, said: object) -> None:
+    found = jsontext.received(text.encode())
+    assert found == said or (said is None and found[0] != found[0])
+    json.dumps(found, ensure_ascii=False).encode()

@@ -284,9 +284,9 @@ class HttpClient:
         data = self.get_bytes(path, params)
         try:
             try:
-                return jsontext.loads(data)
+                return jsontext.received(data)
             except UnicodeDecodeError:
-                return jsontext.loads(data.decode("latin-1").encode())
+                return jsontext.received(data.decode("latin-1").encode())
         except (ValueError, RecursionError) as error:  # the latter: arrays within arrays within arrays
             what = "something else" if data.strip() else "an empty body"
             raise UnexpectedReply(f"GET {path}: {what} in place of JSON") from error

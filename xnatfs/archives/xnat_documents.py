@@ -86,12 +86,15 @@ def unmade(name: str, key: str, mtime_ns: int, xsi_type: str = "") -> Entry:
 
 
 def table_csv(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:
-    """A listing as CSV, header first, UTF-8, one line an item; ``rows`` have lower-case keys."""
+    """A listing as CSV, header first, UTF-8, one line an item; ``rows`` have lower-case keys.
+
+    A NUL becomes U+FFFD: no reader of CSV takes it, and Python 3.10 does not write it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([row.get(column.lower(), "") for column in columns])
+        writer.writerow([row.get(column.lower(), "").replace("\0", "\ufffd") for column in columns])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
