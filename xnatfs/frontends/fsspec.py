@@ -36,7 +36,7 @@ from xnatfs.factory import open_vfs
 from xnatfs.frontends.opened import OpenedTree, opened
 
 if TYPE_CHECKING:
-    from xnatfs.tree.vfs import ArchiveVFS, Node
+    from xnatfs.tree.vfs import ArchiveVFS, Handle, Node
 
 SOURCES = {
     "xnat": "https://",
@@ -431,6 +431,7 @@ class _ArchiveBytes(io.RawIOBase):
         self._fs = fs
         self._path = path
         self._position = 0
+        self._handle: Handle | None = None  # so that what could not be opened can be closed, as Python does at its end
         self._tree = fs._opened()
         self._handle = self._tree.vfs.open(path)
         self.node = self._handle.node
@@ -456,6 +457,7 @@ class _ArchiveBytes(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._tree.pid != os.getpid():
             self._reopen()
+        assert self._handle is not None
         count = self._tree.vfs.pread_into(self._handle, self._position, memoryview(buffer).cast("B"))
         self._position += count
         return count
@@ -473,7 +475,7 @@ class _ArchiveBytes(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            if self._tree.pid == os.getpid():
+            if self._handle is not None and self._tree.pid == os.getpid():
                 self._tree.vfs.release(self._handle)
 
 
