@@ -61,7 +61,7 @@ def get(source: str, dest: Path, jobs: int, dry_run: bool, report: Path | None, 
     is missing, has changed, or failed. Each file is checked against the archive's size and digest before it gets its
     name.
     """
-    with Archives(settings) as archives:
+    with Archives(settings, fresh=True) as archives:  # a copy is of what is there now
         place = archives.locate(source)
         top = place.vfs.lookup(place.path)
         if not top.is_dir and dest.is_dir():

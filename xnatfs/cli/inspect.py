@@ -127,8 +127,10 @@ class Place:
 class Archives:
     """The archives that one command reads: each server opened once, all of them closed at the end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, fresh: bool = False) -> None:
+        """``fresh``: listings that were stored before now are asked for anew."""
         self._settings = settings
+        self._not_before_s = time.time() if fresh else 0.0
         self._opened: dict[str, ArchiveVFS] = {}
         self._stack = contextlib.ExitStack()
 
@@ -147,7 +149,9 @@ class Archives:
             from xnatfs.factory import open_vfs
 
             # The path may be a file, so the tree is opened at the top and the path looked up in it.
-            top = dataclasses.replace(config_for(text, self._settings), source=dataclasses.replace(source, inside="/"))
+            config = config_for(text, self._settings)
+            listing = dataclasses.replace(config.listing, not_before_s=self._not_before_s)
+            top = dataclasses.replace(config, source=dataclasses.replace(source, inside="/"), listing=listing)
             vfs = open_vfs(top)
             self._stack.callback(vfs.close)
             self._opened[source.url] = vfs

@@ -458,6 +458,8 @@ class ListingCache:
         listing, asked_at_s = found
         age_s = self._epoch() - asked_at_s
         fresh_s = self._config.ttl_s - age_s if age_s >= 0 else 0.0  # of the future: a clock was wrong
+        if asked_at_s < self._config.not_before_s and not self._config.offline:
+            return None
         if self._config.offline:
             fresh_s = float("inf")
         with self._lock:
