@@ -96,7 +96,9 @@ def test_public_archives_where_the_terms_are_accepted_and_where_not(tmp_path: Pa
             done = run(command, tmp_path, "demo", "demo")
             assert done.returncode == 0, done.stderr
         server.fault("/data/projects", "html", times=None)
-        done = run(command, tmp_path, "demo", "demo")
+        stranger = tmp_path / "stranger"  # whose cache holds no listing
+        stranger.mkdir()
+        done = run(command, stranger, "demo", "demo")
     assert done.returncode == 4
     assert "the server answers with a web page" in done.stderr
     assert f"open {server.url} in a browser" in done.stderr
