@@ -319,7 +319,7 @@ COMMON: dict[str, Any] = {
 
 
 def test_a_few_sequences_of_reads_and_changes_agree_with_the_model(place: None) -> None:
-    run_machine(MountMachine, settings=settings(max_examples=6, stateful_step_count=25, derandomize=True, **COMMON))
+    run_machine(MountMachine, settings=settings(max_examples=4, stateful_step_count=25, derandomize=True, **COMMON))
 
 
 @pytest.mark.slow

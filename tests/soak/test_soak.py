@@ -42,7 +42,7 @@ def _fuse() -> None:
 
 
 def test_seconds_of_faults_eviction_and_kills_give_no_wrong_byte(tmp_path: Path) -> None:
-    check(soak(tmp_path, 20.0, seed=1))
+    check(soak(tmp_path, 14.0, seed=1))
 
 
 @pytest.mark.slow
