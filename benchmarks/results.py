@@ -27,7 +27,7 @@ class Results:
 
     def add(self, task: str, rows: Sequence[Row], took_s: float) -> None:
         """Keep a task's rows, in memory and in the file."""
-        self.rows = sorted([*self.rows, *rows], key=lambda row: (row.number, row.source))
+        self.rows = sorted([*self.rows, *rows], key=lambda row: (row.number, row.source, "Gb/s" in row.what))
         self.took_s[task] = round(took_s, 1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
