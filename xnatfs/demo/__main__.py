@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 
-from xnatfs.demo import sample
+from xnatfs.demo import bulk, sample
 from xnatfs.demo.auth import Gate
-from xnatfs.demo.server import DemoServer, DemoState, Switches
+from xnatfs.demo.server import DemoServer
+from xnatfs.demo.state import DemoState, Switches
 
 PARENT_POLL_S = 0.25  # asked of getppid: the kernel's own death signal also comes when only the parent's thread ends
 
@@ -51,7 +52,7 @@ def _seconds(text: str) -> float:
 
 async def _serve(options: argparse.Namespace) -> int:
     parent = os.getppid()
-    archive = sample.small() if options.sample == "small" else sample.full()
+    archive = sample.small() if options.sample == "small" else bulk.full()
     gate = Gate(guests=options.guests == "on", session_timeout_s=options.session_timeout)
     state = DemoState(archive, gate, Switches(latency_s=options.latency, range=options.range == "on"))
     state.link.bytes_per_s = options.bandwidth

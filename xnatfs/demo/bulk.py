@@ -6,22 +6,23 @@ forgotten again.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 
 from xnatfs.demo import series
+from xnatfs.demo.numbers import Numbers, numbers_from
 from xnatfs.demo.records import Archive, Experiment, File, Images, Project, Subject
-from xnatfs.demo.sample import IDS_PER_EXPERIMENT, Numbers
+from xnatfs.demo.sample import small
 
-FIRST_ID = 1_000_000  # resource ids and scan keys from here on; the small sample stays below
+FIRST_ID = 1_000_000  # of resources and scans; those of the small sample stay below
 SMALL_ROWS, LARGE_ROWS = 64, 320  # images of about 9 KB and 200 KB
 CRAWL_SESSIONS, CRAWL_SCANS, CRAWL_FILES = 100, 10, 100  # 100,000 files
 MILLION_SESSIONS, MILLION_SCANS, MILLION_FILES = 1000, 10, 100  # 1,000,000 files
 
 
-def add(archive: Archive) -> None:
-    """Add the projects BENCH, CRAWL and MILLION."""
-    numbers = (Numbers(first) for first in itertools.count(FIRST_ID, IDS_PER_EXPERIMENT))
+def full() -> Archive:
+    """The ordinary sample and the projects BENCH, CRAWL and MILLION."""
+    archive = small()
+    numbers = numbers_from(FIRST_ID)
     members = frozenset({"demo"})
     for id_, name in (
         ("BENCH", "Sessions to measure with"),
@@ -32,6 +33,7 @@ def add(archive: Archive) -> None:
     _bench(archive, numbers)
     _many_sessions(archive, numbers, "CRAWL", CRAWL_SESSIONS, CRAWL_SCANS, CRAWL_FILES, keep=True)
     _many_sessions(archive, numbers, "MILLION", MILLION_SESSIONS, MILLION_SCANS, MILLION_FILES, keep=False)
+    return archive
 
 
 def _bench(archive: Archive, numbers: Iterator[Numbers]) -> None:

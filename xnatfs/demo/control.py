@@ -15,7 +15,7 @@ from xnatfs.demo.records import EVERYWHERE, Archive, Experiment, File, Holder, P
 from xnatfs.demo.selection import NotFound, Router, find_file, holders
 
 if TYPE_CHECKING:
-    from xnatfs.demo.server import DemoState
+    from xnatfs.demo.state import DemoState
     from xnatfs.demo.tcia import Tcia
 
 LAZY_MD5_FROM = 64 * 1024 * 1024  # bytes; larger files' digests are worked out for ?md5=all only

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from xnatfs.demo import series
 from xnatfs.demo.contents import BytesContent, Content, nifti1
+from xnatfs.demo.numbers import Numbers, numbers_from
 from xnatfs.demo.records import (
     Archive,
     Assessor,
@@ -17,13 +18,11 @@ from xnatfs.demo.records import (
     File,
     Images,
     Project,
-    Reconstruction,
     Resource,
-    Scan,
     Subject,
 )
 
-IDS_PER_EXPERIMENT = 2000  # resource ids and scan keys reserved for one experiment that is filled later
+FIRST_ID = 10_000  # of resources and scans
 
 README = b"Sample archive: real images from the test data of pydicom and nibabel.\n"
 REPORT_HTML = (
@@ -50,24 +49,6 @@ ODD_NAMES = (
 )
 
 
-class Numbers:
-    """Resource ids and scan keys of one experiment: site-wide unique, the same on every run."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-        self._resources = itertools.count(first)
-        self._scans = itertools.count(first)
-
-    def resource(self, label: str, files: Iterable[File], side: str = "", format: str = "") -> Resource:
-        return Resource(next(self._resources), label, list(files), side, format)
-
-    def scan(self, id_: str, type_: str, xsi: str, *resources: Resource, **more: str) -> Scan:
-        return Scan(next(self._scans), id_, type_, xsi, resources=list(resources), **more)
-
-    def reconstruction(self, id_: str, type_: str, base: str, *resources: Resource) -> Reconstruction:
-        return Reconstruction(next(self._scans), id_, type_, base, list(resources))
-
-
 def text(path: str, content: str | bytes) -> File:
     return File(path, BytesContent(content.encode() if isinstance(content, str) else content))
 
@@ -84,7 +65,7 @@ def small() -> Archive:
     """The ordinary sample. Nothing in it takes time until it is asked for."""
     archive = Archive()
     ids = itertools.count(101)
-    numbers = (Numbers(first) for first in itertools.count(10_000, IDS_PER_EXPERIMENT))
+    numbers = numbers_from(FIRST_ID)
     _projects(archive, ids)
     _subjects(archive, ids)
     _demo_experiments(archive, numbers)
@@ -93,15 +74,6 @@ def small() -> Archive:
     _closed_experiments(archive, numbers)
     _big_experiments(archive, numbers)
     archive.assessors.update({"XNAT_A00001": "XNAT_E00001", "XNAT_A00020": "XNAT_E00020"})
-    return archive
-
-
-def full() -> Archive:
-    """The ordinary sample and projects of many files."""
-    from xnatfs.demo import bulk
-
-    archive = small()
-    bulk.add(archive)
     return archive
 
 

@@ -11,21 +11,20 @@ import contextlib
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import cast
 
 from aiohttp import web
 
 from xnatfs.demo import scan_buckets
 from xnatfs.demo.api import Api, Question, parse_query
-from xnatfs.demo.auth import OPEN_PATHS, Gate, Login, Refused
+from xnatfs.demo.auth import OPEN_PATHS, Login, Refused
 from xnatfs.demo.control import Control
-from xnatfs.demo.faults import FaultList, apply
-from xnatfs.demo.records import Archive
+from xnatfs.demo.faults import apply
 from xnatfs.demo.replies import AGREEMENT_PAGE, LOGIN_PAGE, Reply, error, plain
-from xnatfs.demo.requestlog import Record, RequestLog
+from xnatfs.demo.requestlog import Record
 from xnatfs.demo.scan_buckets import ScanBuckets
-from xnatfs.demo.sending import Body, ClientGone, Cut, CutShort, Link, Sender, abort_on_close
+from xnatfs.demo.sending import Body, ClientGone, Cut, CutShort, Sender, abort_on_close
+from xnatfs.demo.state import DemoState
 from xnatfs.demo.tcia import Tcia, is_tcia
 
 SMALL_BODY = 32 * 1024  # bytes that the event loop sends itself; more goes to a thread
@@ -34,32 +33,6 @@ CONTROL = "/__demo__/"
 # Spring Security's strict firewall.
 _FIREWALL = re.compile(r"%25|%2f|%5c|%3b|%00|;|\\|//|/\.{1,2}(/|$)|/(%2e){1,2}(/|$)|/\.%2e|/%2e\.", re.IGNORECASE)
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-
-
-@dataclass(slots=True)
-class Switches:
-    """What can be changed while the server runs; bandwidth is in ``Link``, faults in ``FaultList``."""
-
-    latency_s: float = 0.0
-    range: bool = False
-    outage: bool = False
-    firewall_status: int = 500
-    agreement: bool = False  # as ConnectomeDB: terms of use in place of everything until they are accepted
-    buckets: bool = False  # every project as an open bucket, too
-    nbia_v4: bool = True  # off: an NBIA server from before 2025, which has v1 and v2 only
-    old_listings: bool = False  # as XNAT 1.7: one file that is gone from disk makes the whole list a 500
-
-
-@dataclass(slots=True)
-class DemoState:
-    """Everything one server holds."""
-
-    archive: Archive
-    gate: Gate
-    switches: Switches
-    link: Link = field(default_factory=Link)
-    faults: FaultList = field(default_factory=FaultList)
-    log: RequestLog = field(default_factory=RequestLog)
 
 
 class DemoServer:
