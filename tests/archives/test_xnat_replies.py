@@ -85,6 +85,25 @@ def test_a_doubtful_listing_is_an_error(connect: Connect, server: DemoServer, ki
         walk(archive, "DEMO", "DEMO_002", "DEMO_002_MR1", "scans")
 
 
+@pytest.mark.parametrize(
+    ("path", "column"),
+    [
+        ("/data/projects\\?", "ID"),
+        ("/subjects\\?", "ID"),
+        ("/experiments\\?", "subject_ID"),
+        ("/files\\?", "URI"),
+        ("/resources\\?", "xnat_abstractresource_id"),
+    ],
+)
+def test_a_listing_that_lacks_a_column_is_an_error_not_an_empty_directory(
+    connect: Connect, server: DemoServer, path: str, column: str
+) -> None:
+    archive = connect()
+    server.fault(path, "without_column", times=None, value=column)
+    with pytest.raises(UnexpectedReply, match=column.lower()):
+        walk(archive, "DEMO", "DEMO_002", "DEMO_002_MR1", "scans")
+
+
 def test_a_listing_cut_short_is_an_error_then_heals(connect: Connect, server: DemoServer) -> None:
     archive = connect(retries=0)
     server.fault("/data/projects\\?", "short", at=100, times=1)

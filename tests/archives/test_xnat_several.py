@@ -10,6 +10,7 @@ from tests.helpers.server import DemoServer
 from xnatfs.archives.xnat import XnatArchive
 from xnatfs.archives.xnat_files import FileRun, Files, file_runs
 from xnatfs.archives.xnat_tables import Row, rows_by_experiment
+from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
 
 Connect = Callable[..., XnatArchive]
@@ -97,7 +98,16 @@ def test_file_lists_are_the_same_in_any_case_with_numbers_and_nulls() -> None:
     assert [*run.sizes] == ["1", "2"]
     assert [*run.digests] == ["", ""]
     assert file_runs([]) == []
-    assert [*file_runs([{"OTHER": "x"}])[0].paths] == [""]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_file_lists_without_the_column_of_uris_are_refused_not_left_out(place: int) -> None:
+    sent = [{"Name": name, "URI": f"/u/files/{name}"} for name in "abc"]
+    del sent[place]["URI"]
+    with pytest.raises(UnexpectedReply, match="uri"):
+        file_runs(sent)
+    with pytest.raises(UnexpectedReply, match="uri"):
+        file_runs([{"Name": row["Name"]} for row in sent])
 
 
 def test_files_of_two_resources_are_two_runs_and_stay_in_the_servers_order() -> None:

@@ -242,6 +242,15 @@ def test_a_doubtful_200_for_a_listing_gives_an_errno_not_an_empty_folder(
     assert "scans" in os.listdir(mount.path / SESSION)
 
 
+def test_a_file_list_without_uris_gives_an_errno_not_an_empty_folder(server: DemoServer, mount: Mount) -> None:
+    os.listdir(mount.path / "DEMO/DEMO_001")
+    server.fault(r"/files\?", "without_column", times=None, value="URI")
+    assert errno_of(lambda: os.listdir(mount.path / SESSION / "scans/1-T1w/DICOM")) == errno.EIO
+    server.clear_faults()
+    time.sleep(HEALING_S)
+    assert "T1w-0001.dcm" in os.listdir(mount.path / SESSION / "scans/1-T1w/DICOM")
+
+
 def test_a_body_that_stalls_gives_an_errno_within_the_timeout(server: DemoServer, mount: Mount) -> None:
     path = mount.path / BIG
     path.stat()

@@ -12,15 +12,34 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
-from operator import itemgetter
+from operator import contains, itemgetter
+from typing import TypeVar
 
 from xnatfs.columns import FIELDS, Columns, folded
+from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
 
 log = logging.getLogger(__name__)
 
 _MD5 = re.compile("[0-9a-f]{32}")
-_NONE = ("",)
+PLACE = "uri"
+"""The column without which a file cannot be shown."""
+
+
+Cell = TypeVar("Cell")
+
+
+def required(row: Mapping[str, Cell], column: str) -> Cell:
+    """A cell without which an item cannot be shown.
+
+    Raises:
+        UnexpectedReply: the table lacks the column: leaving its rows out would show an empty directory.
+    """
+    if column not in row:
+        raise UnexpectedReply(
+            f"a listing without the column {column!r}", "is this an XNAT server of version 1.7 or later?"
+        )
+    return row[column]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +64,14 @@ class FileRun:
 
 
 def file_runs(rows: Sequence[Mapping[str, object]]) -> list[FileRun]:
-    """The rows of a file list, resource by resource, in the server's order."""
+    """The rows of a file list, resource by resource, in the server's order.
+
+    Raises:
+        UnexpectedReply: the list lacks the column of URIs: leaving its rows out would show an empty directory.
+    """
     if not rows:
         return []
-    uris, sizes, digests, resources, labels = _columns(rows, ("uri", "size", "digest", "cat_id", "collection"))
+    uris, sizes, digests, resources, labels = _columns(rows, (PLACE, "size", "digest", "cat_id", "collection"))
     prefixes, _, paths = zip(*map(str.partition, uris, repeat("/files/")), strict=True)
     runs = []
     start = 0
@@ -64,6 +87,9 @@ def _columns(rows: Sequence[Mapping[str, object]], names: Sequence[str]) -> list
     """The cells of these columns as text; "" where there is none. One pass a column where rows are alike."""
     sent = {key.lower(): key for key in rows[0]}
     columns: list[Sequence[str]] = []
+    if PLACE not in sent or not all(map(contains, rows, repeat(sent[PLACE]))):
+        for row in rows:
+            required({key.lower(): value for key, value in row.items()}, PLACE)
     for name in names:
         try:
             cells = list(map(itemgetter(sent[name]), rows))

@@ -24,10 +24,9 @@ from xnatfs.archives.xnat_documents import (
     table_csv,
     unmade,
 )
-from xnatfs.archives.xnat_files import FileRun, Files, file_runs
+from xnatfs.archives.xnat_files import FileRun, Files, file_runs, required
 from xnatfs.columns import Children, Columns
 from xnatfs.config import TreeConfig
-from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry, Listing
 
 log = logging.getLogger(__name__)
@@ -58,19 +57,6 @@ class Row(dict[str, str]):
 def _lower(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Column names in lower case: the rows of a table have the same ones."""
     return tuple(key.lower() for key in keys)
-
-
-def required(row: Row, column: str) -> str:
-    """A cell without which an item cannot be shown.
-
-    Raises:
-        UnexpectedReply: the table lacks the column: leaving its rows out would show an empty directory.
-    """
-    if column not in row:
-        raise UnexpectedReply(
-            f"a listing without the column {column!r}", "is this an XNAT server of version 1.7 or later?"
-        )
-    return row[column]
 
 
 def listing_id(kind: str, **fields: str) -> str:
@@ -510,7 +496,7 @@ def _resource_folders(top: _Folder, resources: Iterable[Row], config: TreeConfig
     """Make a folder for each resource, empty ones too; by numeric id, None for those that the user filtered out."""
     folders: dict[str, _Folder | None] = {}
     for row in resources:
-        identifier = row.get("xnat_abstractresource_id", "")
+        identifier = required(row, "xnat_abstractresource_id")
         if not identifier:
             continue
         owner = _owner(top, row.get("category", ""), row.get("cat_id", ""), row.get("cat_desc", ""), config)

@@ -30,7 +30,7 @@ class Fault:
         times: How often it works before it is gone; None is for ever.
         probability: Of working at a request that matches.
         method: Only this method; "" is any.
-        value: What a header is to say, where the kind is about one.
+        value: What a header is to say, or which column is to be missing, where the kind is about one.
     """
 
     match: str
@@ -217,6 +217,16 @@ def _parent_item(fault: Fault, reply: Reply, range_header: str) -> Reply:
     return plain(json.dumps(PARENT_ITEM), "application/json")
 
 
+def _without_column(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """A table that lacks the column called ``value``; any other document as it is."""
+    data = b"".join(bytes(p) for p in reply.body.pieces(0, reply.body.length or 0))
+    document = json.loads(data)
+    for row in document.get("ResultSet", {}).get("Result", ()):
+        for name in [name for name in row if name.lower() == fault.value.lower()]:
+            del row[name]
+    return plain(json.dumps(document), "application/json")
+
+
 def _gzip(fault: Fault, reply: Reply, range_header: str) -> Reply:
     data = b"".join(bytes(p) for p in reply.body.pieces(0, reply.body.length or 0))
     reply.headers["Content-Encoding"] = "gzip"
@@ -294,6 +304,7 @@ KINDS: dict[str, Callable[[Fault, Reply, str], Reply]] = {
     "multipart": _multipart,
     "garbage": _garbage,
     "parent_item": _parent_item,
+    "without_column": _without_column,
     "gzip_encoding": _gzip,
     "chunked_cut": _chunked_cut,
     "missing_member": _variant("missing_member"),
