@@ -280,6 +280,19 @@ def test_bandwidth_is_shared_by_all(server: DemoServer, http: requests.Session) 
     assert 10e6 < sent < 40e6
 
 
+def test_the_bandwidth_of_a_connection_is_not_shared(server: DemoServer, http: requests.Session) -> None:
+    server.switch(connection_bandwidth=10e6)
+    row = row_of(server, "BIG", "bold_100m.nii")
+    command = ["curl", "-s", "-u", "demo:demo", "-m", "2", "-o", "/dev/null", server.url + row["uri"]]
+    clients = [subprocess.Popen(command) for _ in range(3)]
+    for client in clients:
+        client.wait(20)
+    sent = [r["sent"] for r in server.data_requests()]
+    assert len(sent) == 3
+    assert all(4e6 < each < 24e6 for each in sent)
+    assert sum(sent) > 22e6
+
+
 def test_a_connection_stays_usable_after_a_zip_and_a_large_file(server: DemoServer) -> None:
     import http.client
 

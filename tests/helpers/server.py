@@ -115,7 +115,7 @@ class DemoServer:
             raise RuntimeError(f"{method} {name}: {exc.read().decode()}") from exc
 
     def switch(self, **switches: Any) -> None:
-        """Change switches: latency_s, bandwidth, range, guests, session_timeout_s, outage, expire_sessions=True…"""
+        """Change switches: latency_s, bandwidth, connection_bandwidth, range, guests, outage, expire_sessions=True…"""
         self._control("switches", "POST", switches)
 
     def switches(self) -> dict[str, Any]:
@@ -136,6 +136,7 @@ class DemoServer:
             {
                 "latency_s": 0.0,
                 "bandwidth": None,
+                "connection_bandwidth": None,
                 "range": self._flags.get("range") == "on",
                 "guests": self._flags.get("guests") == "on",
                 "outage": False,

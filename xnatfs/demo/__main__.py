@@ -38,6 +38,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--context", default="", help="context path, for example /xnat")
     parser.add_argument("--latency", type=_seconds, default=0.0, help="before the first byte: 20ms or 0.02")
     parser.add_argument("--bandwidth", type=float, default=None, help="bytes a second, over all connections")
+    parser.add_argument("--connection-bandwidth", type=float, default=None, help="bytes a second, of each connection")
     parser.add_argument("--range", choices=("on", "off"), default="off", help="honour Range (XNAT does not)")
     parser.add_argument("--guests", choices=("on", "off"), default="off", help="let anonymous visitors in")
     parser.add_argument("--sample", choices=("small", "full"), default="small")
@@ -56,6 +57,7 @@ async def _serve(options: argparse.Namespace) -> int:
     gate = Gate(guests=options.guests == "on", session_timeout_s=options.session_timeout)
     state = DemoState(archive, gate, Switches(latency_s=options.latency, range=options.range == "on"))
     state.link.bytes_per_s = options.bandwidth
+    state.link.connection_bytes_per_s = options.connection_bandwidth
     context = "/" + options.context.strip("/") if options.context.strip("/") else ""
     server = DemoServer(state, context)
     port = await server.start(options.host, options.port)

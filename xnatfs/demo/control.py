@@ -86,6 +86,7 @@ class Control:
             "nbia_v4": state.switches.nbia_v4,
             "buckets": state.switches.buckets,
             "bandwidth": state.link.bytes_per_s,
+            "connection_bandwidth": state.link.connection_bytes_per_s,
             "guests": state.gate.guests,
             "session_timeout_s": state.gate.session_timeout_s,
             "max_sessions": state.gate.max_sessions,
@@ -107,6 +108,8 @@ class Control:
                 setattr(state.gate, name, wanted[name])
         if "bandwidth" in wanted:
             state.link.bytes_per_s = wanted["bandwidth"]
+        if "connection_bandwidth" in wanted:
+            state.link.connection_bytes_per_s = wanted["connection_bandwidth"]
         if "faults" in wanted:
             state.faults.replace(wanted["faults"] or [])
         if "add_faults" in wanted:

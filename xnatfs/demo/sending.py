@@ -50,30 +50,47 @@ class Meter:
     sent: int = 0
 
 
+class Pace:
+    """When what goes out at a rate may go on. Guarded by whoever shares it."""
+
+    def __init__(self) -> None:
+        self._free_at_s = 0.0  # when all that was promised has been sent
+
+    def pause_s(self, length: int, rate: float) -> float:
+        """How long to wait after ``length`` bytes, in seconds."""
+        now = time.monotonic()
+        self._free_at_s = max(self._free_at_s, now - SLICE_S) + length / rate
+        return self._free_at_s - now
+
+
 class Link:
-    """The bandwidth that all bodies share; None is unlimited. Safe to use from any thread."""
+    """The bandwidth that all bodies share, and that of each connection; None is unlimited. Safe from any thread."""
 
     def __init__(self) -> None:
         self.bytes_per_s: float | None = None
+        self.connection_bytes_per_s: float | None = None
         self.stopping = threading.Event()
         self._lock = threading.Lock()
-        self._free_at_s = 0.0  # guarded by _lock: when the link has sent all that was promised
+        self._pace = Pace()  # guarded by _lock
+
+    @property
+    def limited(self) -> bool:
+        return bool(self.bytes_per_s or self.connection_bytes_per_s)
 
     def slice(self) -> int | None:
         """The most to send at once, or None without a limit."""
-        rate = self.bytes_per_s
-        return None if not rate else max(1024, int(rate * SLICE_S))
+        rates = [rate for rate in (self.bytes_per_s, self.connection_bytes_per_s) if rate]
+        return max(1024, int(min(rates) * SLICE_S)) if rates else None
 
-    def wait(self, length: int) -> None:
-        rate = self.bytes_per_s
-        if not rate:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._free_at_s = max(self._free_at_s, now - SLICE_S) + length / rate
-            pause = self._free_at_s - now
-        if pause > 0:
-            self.stopping.wait(pause)
+    def wait(self, length: int, own: Pace) -> None:
+        """After ``length`` bytes on a connection whose pace is ``own``."""
+        shared_rate, own_rate = self.bytes_per_s, self.connection_bytes_per_s
+        pause_s = own.pause_s(length, own_rate) if own_rate else 0.0
+        if shared_rate:
+            with self._lock:
+                pause_s = max(pause_s, self._pace.pause_s(length, shared_rate))
+        if pause_s > 0:
+            self.stopping.wait(pause_s)
 
 
 @dataclass(slots=True)
@@ -85,6 +102,7 @@ class Sender:
     meter: Meter
     cut: Cut | None = None
     _poll: select.poll = field(default_factory=select.poll)
+    _pace: Pace = field(default_factory=Pace)  # one body at a time goes out on a connection
 
     def run(self, pieces: Iterable[Piece], chunked: bool) -> None:
         """Send every piece, framed as chunks where asked; the last, empty chunk is the caller's.
@@ -154,7 +172,7 @@ class Sender:
                 self._writable()
                 continue
             if limit is not None:
-                self.link.wait(taken)  # what went out, not what was offered: the send buffer takes only part of it
+                self.link.wait(taken, self._pace)  # what went out, not what was offered: the send buffer takes only part of it
             self.meter.sent += _within(done + taken, len(head), len(view)) - _within(done, len(head), len(view))
             done += taken
 

@@ -216,7 +216,7 @@ class DemoServer:
             return await self._send_unframed(request, reply, cookies, record)
         small = body.length is not None and body.length <= SMALL_BODY
         bare = request.method == "HEAD" or reply.status in (204, 304)
-        if bare or (small and reply.cut is None and reply.declared is None and not self.state.link.bytes_per_s):
+        if bare or (small and reply.cut is None and reply.declared is None and not self.state.link.limited):
             return await self._send_small(request, reply, cookies, record, bare)
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         _set_cookies(response, cookies)
