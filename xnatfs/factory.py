@@ -21,22 +21,22 @@ from xnatfs.tree.vfs import ArchiveVFS
 
 if TYPE_CHECKING:
     # Also for the command line, which names no archive and no store.
-    from xnatfs.archives.xnat import XnatArchive as XnatArchive
+    from xnatfs.archives.xnat.archive import XnatArchive as XnatArchive
     from xnatfs.blocks.upkeep import StoreUpkeep as StoreUpkeep
 
 ARCHIVES = {
-    "https": "xnatfs.archives.xnat:XnatArchive",
-    "http": "xnatfs.archives.xnat:XnatArchive",
-    "s3": "xnatfs.archives.s3:S3Archive",
-    "openneuro": "xnatfs.archives.openneuro:open_dataset",
-    "osf": "xnatfs.archives.osf:OsfArchive",
-    "web+http": "xnatfs.archives.webtree:WebTreeArchive",
-    "web+https": "xnatfs.archives.webtree:WebTreeArchive",
-    "tcia": "xnatfs.archives.nbia:NbiaArchive",
+    "https": "xnatfs.archives.xnat.archive:XnatArchive",
+    "http": "xnatfs.archives.xnat.archive:XnatArchive",
+    "s3": "xnatfs.archives.objects.s3:S3Archive",
+    "openneuro": "xnatfs.archives.objects.openneuro:open_dataset",
+    "osf": "xnatfs.archives.objects.osf:OsfArchive",
+    "web+http": "xnatfs.archives.objects.webtree:WebTreeArchive",
+    "web+https": "xnatfs.archives.objects.webtree:WebTreeArchive",
+    "tcia": "xnatfs.archives.nbia.archive:NbiaArchive",
 }
 """Scheme of a SOURCE -> what makes the archive that reads it, imported when it is asked for."""
 
-ANY_OTHER = "xnatfs.archives.objects:FsspecArchive"
+ANY_OTHER = "xnatfs.archives.objects.fsspec:FsspecArchive"
 """For the schemes that fsspec knows; it refuses the rest."""
 
 LISTINGS = "listings"  # their folder in the cache directory

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from xnatfs.archives.objects import FIRST_RANGE, FsspecArchive
+from xnatfs.archives.objects.fsspec import FIRST_RANGE, FsspecArchive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, NotFound, StaleContent, TimedOut, Unavailable, UsageError
 from xnatfs.factory import open_vfs

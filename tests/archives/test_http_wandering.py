@@ -12,8 +12,8 @@ import trustme
 
 from tests.helpers.object_server import ObjectServer, Thing
 from tests.helpers.relays import Relay
-from xnatfs.archives.account import Guest
-from xnatfs.archives.http import MAX_HOPS, HttpClient
+from xnatfs.archives.http.account import Guest
+from xnatfs.archives.http.client import MAX_HOPS, HttpClient
 from xnatfs.config import HttpConfig
 from xnatfs.errors import ArchiveError, UnexpectedReply
 

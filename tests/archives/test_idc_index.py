@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from xnatfs.archives import idc_index
-from xnatfs.archives.idc_index import IdcIndex, Place
+from xnatfs.archives.nbia import idc_index
+from xnatfs.archives.nbia.idc_index import IdcIndex, Place
 from xnatfs.errors import UnexpectedReply, UsageError
 
 COLUMNS = ["collection_id", "SeriesInstanceUID", "aws_bucket", "crdc_series_uuid", "instanceCount"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xnatfs.archives.line import Line
+from xnatfs.archives.http.line import Line
 
 PATIENCE_S = 20.0
 

@@ -16,9 +16,9 @@ import pytest
 
 from tests.helpers.server import DemoServer
 from tests.helpers.trees import run_together
-from xnatfs.archives.nbia import NbiaArchive
-from xnatfs.archives.nbia_manifest import parse_manifest
-from xnatfs.archives.nbia_tree import listing_id
+from xnatfs.archives.nbia.archive import NbiaArchive
+from xnatfs.archives.nbia.manifest import parse_manifest
+from xnatfs.archives.nbia.tree import listing_id
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import CacheConfig, Config, Credentials, HttpConfig, Source, TciaConfig, TreeConfig
 from xnatfs.errors import (

@@ -15,8 +15,8 @@ import pytest
 
 from tests.archives.test_nbia import IN_BOTH, UNNAMED, files_of
 from tests.helpers.server import DemoServer
-from xnatfs.archives.nbia import NbiaArchive
-from xnatfs.archives.nbia_manifest import parse_manifest
+from xnatfs.archives.nbia.archive import NbiaArchive
+from xnatfs.archives.nbia.manifest import parse_manifest
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import Credentials, HttpConfig, ReadConfig, TciaConfig, TreeConfig
 from xnatfs.demo.faults import KINDS
@@ -36,7 +36,7 @@ SILENT = ("stall", "drip")
 
 @pytest.fixture(autouse=True)
 def _reports_are_not_the_subject() -> Iterator[None]:
-    logger = logging.getLogger("xnatfs.archives.nbia_learning")
+    logger = logging.getLogger("xnatfs.archives.nbia.learning")
     logger.setLevel(logging.CRITICAL)
     yield
     logger.setLevel(logging.NOTSET)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xnatfs.archives.nbia_manifest import parse_manifest
+from xnatfs.archives.nbia.manifest import parse_manifest
 from xnatfs.errors import UsageError
 
 RECORDED = Path(__file__).parent.parent / "data" / "recordings" / "tcia-manifests"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from xnatfs.archives.idc_index import Place
-from xnatfs.archives.nbia_tables import (
+from xnatfs.archives.nbia.idc_index import Place
+from xnatfs.archives.nbia.tables import (
     METADATA_COLUMNS,
     Series,
     human_size,
@@ -22,7 +22,7 @@ from xnatfs.archives.nbia_tables import (
     series_of,
     study_name,
 )
-from xnatfs.archives.nbia_tree import ROOT, Branch, parse_listing_id
+from xnatfs.archives.nbia.tree import ROOT, Branch, parse_listing_id
 from xnatfs.errors import UnexpectedReply
 from xnatfs.tree.names import assign_aliases, assign_names
 

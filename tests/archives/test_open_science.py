@@ -11,9 +11,9 @@ import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
 from tests.helpers.open_science import OsfProject, serve_snapshot
-from xnatfs.archives.http_errors import ServerFailed
-from xnatfs.archives.openneuro import open_dataset
-from xnatfs.archives.osf import OsfArchive
+from xnatfs.archives.http.errors import ServerFailed
+from xnatfs.archives.objects.openneuro import open_dataset
+from xnatfs.archives.objects.osf import OsfArchive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import NotFound, StaleContent, UnexpectedReply, UsageError
 from xnatfs.factory import open_vfs

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from xnatfs.archives.xnat_files import file_runs
-from xnatfs.archives.xnat_tables import (
+from xnatfs.archives.xnat.files import file_runs
+from xnatfs.archives.xnat.tables import (
     Item,
     Row,
     experiment_listing,

@@ -11,7 +11,7 @@ from hashlib import md5
 import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
-from xnatfs.archives.s3 import Bucket, S3Archive
+from xnatfs.archives.objects.s3 import Bucket, S3Archive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import (
     AccessDenied,

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.helpers.moto_server import MotoServer, moto_server
-from xnatfs.archives.s3 import S3Archive
+from xnatfs.archives.objects.s3 import S3Archive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import AccessDenied, StaleContent
 from xnatfs.factory import open_vfs
@@ -49,7 +49,7 @@ def read(vfs: ArchiveVFS, path: str) -> bytes:
 def test_a_bucket_reads_whole_in_any_number_of_pages(
     moto: MotoServer, monkeypatch: pytest.MonkeyPatch, page_keys: int
 ) -> None:
-    monkeypatch.setattr("xnatfs.archives.s3.PAGE_KEYS", page_keys)
+    monkeypatch.setattr("xnatfs.archives.objects.s3.PAGE_KEYS", page_keys)
     with closing(vfs_of(moto)) as vfs:
         assert sorted(node.name for node in vfs.listdir("/")) == ["both~dir", "both~file", "large.nii", "marker", "odd"]
         assert {name: read(vfs, f"/odd/{name}/{name}") for name in ODD} == {name: name.encode() for name in ODD}

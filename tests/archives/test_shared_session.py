@@ -17,8 +17,8 @@ import pytest
 
 from tests.archives.conftest import DEMO
 from tests.helpers.server import DemoServer
-from xnatfs.archives.session import ServerSession, SharedSession
-from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.http.session import ServerSession, SharedSession
+from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import Credentials
 
 Connect = Callable[..., XnatArchive]
@@ -27,7 +27,7 @@ Connect = Callable[..., XnatArchive]
 WORKER = """
 import sys
 from pathlib import Path
-from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 url, directory = sys.argv[1:]
 config = HttpConfig(timeout_s=10.0, session_dir=Path(directory))
@@ -265,7 +265,7 @@ def test_no_cookie_reaches_a_log_or_a_repr(connect: Connect, directory: Path, ca
 
 def test_a_killed_holder_of_the_lock_lets_it_go(server: DemoServer, directory: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from xnatfs.archives.session import SharedSession; "
+        "import sys, time; from pathlib import Path; from xnatfs.archives.http.session import SharedSession; "
         "from xnatfs.config import Credentials\n"
         "with SharedSession(Path(sys.argv[1]), sys.argv[2], Credentials('demo', 'demo', 'test')).alone(5.0):\n"
         "    print('held', flush=True); time.sleep(60)"

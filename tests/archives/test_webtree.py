@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
-from xnatfs.archives.index_page import entries_of
-from xnatfs.archives.webtree import WebTreeArchive
+from xnatfs.archives.objects.index_page import entries_of
+from xnatfs.archives.objects.webtree import WebTreeArchive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import ArchiveError, NotFound, StaleContent, Unavailable, UnexpectedReply
 from xnatfs.factory import open_vfs

@@ -12,8 +12,8 @@ import pytest
 from tests.archives.conftest import DEMO
 from tests.archives.test_xnat_replies import walk
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat import XnatArchive
-from xnatfs.archives.xnat_bulk import XnatBulk, common_place
+from xnatfs.archives.xnat.archive import XnatArchive
+from xnatfs.archives.xnat.bulk import XnatBulk, common_place
 from xnatfs.archives.zipstream import ZipStream
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import KIB, MIB, HttpConfig, ReadConfig, TreeConfig

@@ -11,7 +11,7 @@ import pytest
 
 from tests.archives.test_xnat_replies import read_all, walk
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
 

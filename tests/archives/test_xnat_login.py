@@ -13,7 +13,7 @@ import pytest
 
 from tests.archives.conftest import DEMO
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, TimedOut, Unavailable, UnexpectedReply
 from xnatfs.model import Entry

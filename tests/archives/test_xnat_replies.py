@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import Credentials, TreeConfig
 from xnatfs.errors import (
     AccessDenied,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat import XnatArchive
-from xnatfs.archives.xnat_files import FileRun, Files, file_runs
-from xnatfs.archives.xnat_tables import Row, rows_by_experiment
+from xnatfs.archives.xnat.archive import XnatArchive
+from xnatfs.archives.xnat.files import FileRun, Files, file_runs
+from xnatfs.archives.xnat.tables import Row, rows_by_experiment
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
 

@@ -13,7 +13,7 @@ import trustme
 from tests.archives.conftest import DEMO
 from tests.helpers.relays import ForwardProxy, Relay
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat import XnatArchive
+from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import HttpConfig, TreeConfig
 from xnatfs.errors import Unavailable, UnexpectedReply
 from xnatfs.model import Entry

@@ -12,8 +12,8 @@ import pytest
 from tests.archives.conftest import DEMO
 from tests.archives.test_xnat_replies import read_all, walk
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat import XnatArchive
-from xnatfs.archives.xnat_zip import needs_zip, path_in_resource
+from xnatfs.archives.xnat.archive import XnatArchive
+from xnatfs.archives.xnat.zips import needs_zip, path_in_resource
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import HttpConfig, ReadConfig, TreeConfig
 from xnatfs.errors import ArchiveError, NotFound, StaleContent, TimedOut, UnexpectedReply
@@ -189,7 +189,7 @@ def test_a_changed_file_has_another_validator_or_is_stale(archive: XnatArchive, 
 
 
 def test_a_deflated_zip_reads_the_same(archive: XnatArchive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xnatfs.archives.xnat_zip.QUERY", {"format": "zip", "compression": "8"})
+    monkeypatch.setattr("xnatfs.archives.xnat.zips.QUERY", {"format": "zip", "compression": "8"})
     entry = named(archive, "big%.bin")
     assert read_all(archive, entry) == LARGE
     assert archive.stat(replace(entry, size=None)).size == len(LARGE)

@@ -21,12 +21,12 @@ from tests.helpers.trees import run_together
 from tests.helpers.truth import project_truth
 from xnatfs.archives.base import Archive, BulkMember, RangeStream
 from xnatfs.archives.memory import MemoryArchive
-from xnatfs.archives.nbia import NbiaArchive
-from xnatfs.archives.objects import FsspecArchive
-from xnatfs.archives.s3 import S3Archive
-from xnatfs.archives.webtree import WebTreeArchive
-from xnatfs.archives.xnat import XnatArchive
-from xnatfs.archives.xnat_tables import listing_id
+from xnatfs.archives.nbia.archive import NbiaArchive
+from xnatfs.archives.objects.fsspec import FsspecArchive
+from xnatfs.archives.objects.s3 import S3Archive
+from xnatfs.archives.objects.webtree import WebTreeArchive
+from xnatfs.archives.xnat.archive import XnatArchive
+from xnatfs.archives.xnat.tables import listing_id
 from xnatfs.config import Credentials, HttpConfig, TciaConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry, Listing

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from xnatfs.archives.nbia_dicom import sop_instance_uid
-from xnatfs.archives.nbia_manifest import parse_manifest
-from xnatfs.archives.nbia_tables import Series, parse_rows, series_name, series_of, study_name
-from xnatfs.archives.nbia_tree import ROOT, Branch, file_key, parse_file_key, parse_listing_id
+from xnatfs.archives.nbia.dicom import sop_instance_uid
+from xnatfs.archives.nbia.manifest import parse_manifest
+from xnatfs.archives.nbia.tables import Series, parse_rows, series_name, series_of, study_name
+from xnatfs.archives.nbia.tree import ROOT, Branch, file_key, parse_file_key, parse_listing_id
 from xnatfs.errors import UnexpectedReply, UsageError
 from xnatfs.tree.names import assign_names
 

@@ -16,10 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xnatfs.archives import http, http_body, index_page, nbia_manifest, nbia_tables, openneuro, s3_listing
-from xnatfs.archives import xnat_tables as tables
-from xnatfs.archives.xnat_files import file_runs, parse_size
-from xnatfs.archives.xnat_tables import Item, Row
+from xnatfs.archives.http import body, client
+from xnatfs.archives.nbia import manifest
+from xnatfs.archives.nbia import tables as nbia_tables
+from xnatfs.archives.objects import index_page, openneuro, s3_listing
+from xnatfs.archives.xnat import tables
+from xnatfs.archives.xnat.files import file_runs, parse_size
+from xnatfs.archives.xnat.tables import Item, Row
 from xnatfs.config import TreeConfig
 from xnatfs.errors import ArchiveError, UsageError
 from xnatfs.model import Entry, Listing
@@ -164,8 +167,8 @@ def test_a_catalog_with_a_document_type_is_refused_before_anything_is_expanded(e
 def test_headers_of_a_range(headers: dict[str, str]) -> None:
     for status in (200, 206):
         reply: Any = SimpleNamespace(status=status, headers=headers, url="http://h/f", generation=0)
-        outcome(partial(http_body.content_range, reply, "GET f"))
-        outcome(partial(http.content_length, reply))
+        outcome(partial(body.content_range, reply, "GET f"))
+        outcome(partial(client.content_length, reply))
 
 
 @fuzz
@@ -174,8 +177,8 @@ def test_headers_of_a_range(headers: dict[str, str]) -> None:
     st.one_of(text, st.text(alphabet='abc=;,"\\ \t', max_size=30)),
 )
 def test_dates_and_cookies(date: str, cookie: str) -> None:
-    assert -(2**63) <= http_body.http_time_ns(date) < 2**63
-    assert isinstance(http.parse_set_cookie(cookie), dict)
+    assert -(2**63) <= body.http_time_ns(date) < 2**63
+    assert isinstance(client.parse_set_cookie(cookie), dict)
     assert parse_size(date) is None or 0 <= int(date) < 2**63
     assert isinstance(tables.item_time_ns(Row({"insert_date": date, "date": cookie})), int)
 
@@ -192,7 +195,7 @@ def test_tables_of_nbia(data: bytes) -> None:
     st.text(max_size=200), st.sampled_from(("", "downloadServerUrl=https://h/x\n", "ListOfSeriesToDownload=\n1.2.3\n"))
 )
 def test_manifests(words: str, start: str) -> None:
-    outcome(lambda: nbia_manifest.parse_manifest(start + words, "m.tcia"), UsageError)
+    outcome(lambda: manifest.parse_manifest(start + words, "m.tcia"), UsageError)
 
 
 @fuzz

@@ -52,6 +52,17 @@ MAY_IMPORT = {  # room -> what it may import beside itself; a name stands for ev
     "stats": set(),
     "turns": set(),
 }
+SHARED = {"archives.base", "archives.documents", "archives.http", "archives.zipstream"}
+"""What an archive may import of the room ``archives``, beside what is its own."""
+
+FAMILIES = {  # own package -> modules of another family that it may use
+    "archives.xnat": set(),
+    "archives.nbia": {"archives.objects.s3_listing"},  # IDC is a bucket
+    "archives.objects": set(),
+    "archives.memory": set(),
+    "archives.kept": set(),
+    "archives.http": set(),
+}
 ALSO = {
     # A program that opens a URL has no command line to be its main program: this door reads the settings itself, where
     # the commands read them, and through one module made for that.
@@ -60,11 +71,11 @@ ALSO = {
 DOORS = {  # library -> the modules that may import it
     "fuse": ("frontends.fuse", "frontends.fuse_binding"),
     "mfusepy": ("frontends.fuse", "frontends.fuse_binding"),
-    "fsspec": ("frontends.fsspec", "archives.objects"),  # the one offers its interface, the other uses it
+    "fsspec": ("frontends.fsspec", "archives.objects.fsspec"),  # the one offers its interface, the other uses it
     "diskcache": ("blocks.disk",),
     "orjson": ("jsontext",),
-    "pyxnat": ("archives.xnat", "archives.xnat_interface"),
-    "requests": ("archives.http", "archives.http_errors", "archives.xnat_login", "archives.xnat_interface"),
+    "pyxnat": ("archives.xnat.archive", "archives.xnat.interface"),
+    "requests": ("archives.http.client", "archives.http.errors", "archives.xnat.login", "archives.xnat.interface"),
     "aiohttp": ("demo",),
     "click": ("cli",),
 }
@@ -98,6 +109,19 @@ def test_imports_point_down(path: Path) -> None:
     ours = {name.removeprefix("xnatfs.") for name in imports_of(path) if name.startswith("xnatfs.")}
     allowed = MAY_IMPORT[room] | ALSO.get(module_name(path), set()) | {room}
     assert {name for name in ours if not is_below(name, allowed)} == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_archives_do_not_know_each_other(family: str) -> None:
+    ours = {
+        name.removeprefix("xnatfs.")
+        for path in MODULES
+        if is_below(module_name(path), (family,))
+        for name in imports_of(path)
+        if name.startswith("xnatfs.archives")
+    }
+    assert ours
+    assert {name for name in ours if not is_below(name, SHARED | FAMILIES[family] | {family})} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

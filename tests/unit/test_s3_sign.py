@@ -9,7 +9,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as AwsKeys
 
-from xnatfs.archives.s3_sign import encoded_query, signed_headers
+from xnatfs.archives.objects.s3_sign import encoded_query, signed_headers
 from xnatfs.config import Credentials
 
 TARGETS = [

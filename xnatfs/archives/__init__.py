@@ -1,1 +1,1 @@
-"""Where the data is: one module an archive, each behind the ``Archive`` protocol of ``base.py``."""
+"""Where the data is: one module or package an archive, each behind the ``Archive`` protocol of ``base.py``."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from hashlib import md5
 
 from xnatfs.archives.base import Archive, RangeStream
-from xnatfs.archives.xnat_documents import BytesBody
+from xnatfs.archives.documents import BytesBody
 from xnatfs.errors import Unavailable
 from xnatfs.model import Entry, Listing
 

@@ -172,7 +172,9 @@ class Sender:
                 self._writable()
                 continue
             if limit is not None:
-                self.link.wait(taken, self._pace)  # what went out, not what was offered: the send buffer takes only part of it
+                self.link.wait(
+                    taken, self._pace
+                )  # what went out, not what was offered: the send buffer takes only part of it
             self.meter.sent += _within(done + taken, len(head), len(view)) - _within(done, len(head), len(view))
             done += taken
 

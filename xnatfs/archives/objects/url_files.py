@@ -10,10 +10,10 @@ import threading
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from xnatfs.archives.account import Guest
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import HttpClient
-from xnatfs.archives.http_body import checked_body, http_time_ns, is_page
+from xnatfs.archives.http.account import Guest
+from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
+from xnatfs.archives.http.client import HttpClient
 from xnatfs.config import HttpConfig
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlencode
 
-from xnatfs.archives.idc_index import Place
-from xnatfs.archives.nbia_series import Received
-from xnatfs.archives.nbia_tables import SAME, Series, license_text, metadata_csv, series_name, study_name
-from xnatfs.archives.xnat_documents import document_key, made
+from xnatfs.archives.documents import document_key, made
+from xnatfs.archives.nbia.idc_index import Place
+from xnatfs.archives.nbia.series import Received
+from xnatfs.archives.nbia.tables import SAME, Series, license_text, metadata_csv, series_name, study_name
 from xnatfs.model import Entry, Listing
 
 SITE = "site"

@@ -1,6 +1,6 @@
 """An XNAT server as an archive: pyxnat logs in, requests carries listings and bytes.
 
-Which listing takes which requests is here; what their rows mean is in ``xnat_tables.py``. Safe to call from any thread.
+Which listing takes which requests is here; what their rows mean is in ``tables.py``. Safe to call from any thread.
 Only GET, HEAD and the logout are ever sent: nothing here can change data.
 """
 
@@ -16,26 +16,26 @@ from hashlib import md5
 from typing import Any
 from urllib.parse import quote
 
-from xnatfs.archives.account import Account
 from xnatfs.archives.base import BulkStream, RangeStream
-from xnatfs.archives.http import HttpClient
-from xnatfs.archives.http_body import checked_body, http_time_ns, is_page
-from xnatfs.archives.http_errors import PageReply, ServerFailed
-from xnatfs.archives.session import ServerSession, SharedSession
-from xnatfs.archives.xnat_bulk import open_zip
-from xnatfs.archives.xnat_documents import (
-    EXPERIMENT_COLUMNS,
-    SUBJECT_COLUMNS,
+from xnatfs.archives.documents import (
     BytesBody,
     DocumentStore,
     is_document,
     made,
     split_key,
 )
-from xnatfs.archives.xnat_files import FileRun, file_runs
-from xnatfs.archives.xnat_login import WHO_PATH, XnatLogin
-from xnatfs.archives.xnat_tables import (
+from xnatfs.archives.http.account import Account
+from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
+from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.errors import PageReply, ServerFailed
+from xnatfs.archives.http.session import ServerSession, SharedSession
+from xnatfs.archives.xnat.bulk import open_zip
+from xnatfs.archives.xnat.files import FileRun, file_runs
+from xnatfs.archives.xnat.login import WHO_PATH, XnatLogin
+from xnatfs.archives.xnat.tables import (
+    EXPERIMENT_COLUMNS,
     SITE,
+    SUBJECT_COLUMNS,
     Item,
     Row,
     catalog_files,
@@ -49,7 +49,7 @@ from xnatfs.archives.xnat_tables import (
     rows_by_experiment,
     site_listing,
 )
-from xnatfs.archives.xnat_zip import needs_zip, open_in_zip, stat_in_zip
+from xnatfs.archives.xnat.zips import needs_zip, open_in_zip, stat_in_zip
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, StaleContent, UnexpectedReply
 from xnatfs.model import Entry, Listing

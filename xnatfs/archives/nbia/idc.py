@@ -10,10 +10,10 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import HttpClient, content_length
-from xnatfs.archives.http_body import checked_body, http_time_ns
-from xnatfs.archives.idc_index import Place
-from xnatfs.archives.s3_listing import DATED, parse_page
+from xnatfs.archives.http.body import checked_body, http_time_ns
+from xnatfs.archives.http.client import HttpClient, content_length
+from xnatfs.archives.nbia.idc_index import Place
+from xnatfs.archives.objects.s3_listing import DATED, parse_page
 from xnatfs.errors import NotFound, StaleContent, UnexpectedReply
 from xnatfs.model import Entry
 

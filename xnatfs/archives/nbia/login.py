@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from urllib.parse import urlencode
 
-from xnatfs.archives.account import Account
-from xnatfs.archives.http import HttpClient
-from xnatfs.archives.http_errors import OddStatus
-from xnatfs.archives.session import ServerSession
+from xnatfs.archives.http.account import Account
+from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.errors import OddStatus
+from xnatfs.archives.http.session import ServerSession
 from xnatfs.config import Credentials
 from xnatfs.errors import AccessDenied, LoginFailed, UnexpectedReply
 from xnatfs.stats import Stats

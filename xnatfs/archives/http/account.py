@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from xnatfs.archives.session import ServerSession, SharedSession
+from xnatfs.archives.http.session import ServerSession, SharedSession
 from xnatfs.config import Credentials
 from xnatfs.errors import LoginFailed, TimedOut
 from xnatfs.stats import Stats

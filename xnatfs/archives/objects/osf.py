@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http_errors import ServerFailed
-from xnatfs.archives.s3_listing import time_ns
-from xnatfs.archives.url_files import UrlFiles
+from xnatfs.archives.http.errors import ServerFailed
+from xnatfs.archives.objects.s3_listing import time_ns
+from xnatfs.archives.objects.url_files import UrlFiles
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent, UnexpectedReply, UsageError
 from xnatfs.model import Entry, Listing

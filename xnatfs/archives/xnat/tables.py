@@ -15,16 +15,14 @@ from fnmatch import fnmatchcase
 from urllib.parse import parse_qsl, urlencode
 from xml.etree import ElementTree
 
-from xnatfs.archives.xnat_documents import (
-    EXPERIMENT_COLUMNS,
-    SUBJECT_COLUMNS,
+from xnatfs.archives.documents import (
     document_key,
     made,
     row_json,
     table_csv,
     unmade,
 )
-from xnatfs.archives.xnat_files import FileRun, Files, file_runs, required
+from xnatfs.archives.xnat.files import FileRun, Files, file_runs, required
 from xnatfs.columns import Children, Columns
 from xnatfs.config import TreeConfig
 from xnatfs.model import Entry, Listing
@@ -36,6 +34,33 @@ MAX_DEPTH = 200
 system takes (4,096 bytes) could hold ten times as many, but no catalog of people does."""
 
 SITE = "site"
+
+SUBJECT_COLUMNS = (
+    "label",
+    "ID",
+    "project",
+    "group",
+    "gender",
+    "handedness",
+    "age",
+    "yob",
+    "insert_date",
+    "last_modified",
+)
+EXPERIMENT_COLUMNS = (
+    "label",
+    "ID",
+    "project",
+    "subject_label",
+    "subject_ID",
+    "xsiType",
+    "date",
+    "time",
+    "visit",
+    "insert_date",
+    "last_modified",
+)
+"""Generic ones only: a column of one data type would drop the rows of all others (QueryOrganizerResource)."""
 
 
 class Row(dict[str, str]):

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from xnatfs.archives.base import Archive, RangeStream
-from xnatfs.archives.s3 import S3Archive
-from xnatfs.archives.url_files import UrlFiles
+from xnatfs.archives.objects.s3 import S3Archive
+from xnatfs.archives.objects.url_files import UrlFiles
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, UnexpectedReply, UsageError
 from xnatfs.model import Entry, Listing

@@ -1,6 +1,6 @@
 """HTTP as an archive needs it: connections, timeouts, retries, redirects, doubtful replies.
 
-Knows nothing of XNAT's paths or documents: ``xnat.py`` brings the meaning, ``account.py`` the session. Safe to call
+Knows nothing of XNAT's paths or documents: the archives bring the meaning, ``account.py`` the session. Safe to call
 from any thread; a ``Line``, or where a proxy stands between or redirects may lead elsewhere a ``requests.Session``, is
 lent to one request at a time: never more connections than leases.
 """
@@ -30,8 +30,8 @@ from urllib3.connection import HTTPConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 from xnatfs import jsontext
-from xnatfs.archives.account import Account
-from xnatfs.archives.http_errors import (
+from xnatfs.archives.http.account import Account
+from xnatfs.archives.http.errors import (
     TRANSPORT_ERRORS,
     OddStatus,
     PageReply,
@@ -40,7 +40,7 @@ from xnatfs.archives.http_errors import (
     raise_translated,
     retry_after_s,
 )
-from xnatfs.archives.line import Line, LineResponse, shut
+from xnatfs.archives.http.line import Line, LineResponse, shut
 from xnatfs.config import HttpConfig
 from xnatfs.errors import (
     AccessDenied,

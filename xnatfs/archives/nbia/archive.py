@@ -1,6 +1,6 @@
 """TCIA as an archive: series of a manifest or a collection, from IDC's open buckets or from an NBIA server.
 
-Which listing takes which requests is here; rows and names are ``nbia_tables.py``, a series' zip ``nbia_series.py``, the
+Which listing takes which requests is here; rows and names are ``tables.py``, a series' zip ``series.py``, the
 buckets ``idc.py``. Safe to call from any thread. Nothing it sends changes anything on a server.
 
 The tree is the Data Retriever's: collection, patient, study, series. One answer describes all down to the series. What
@@ -24,24 +24,25 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode
 
-from xnatfs.archives import idc
-from xnatfs.archives.account import Guest
 from xnatfs.archives.base import BulkStream, Keeper, RangeStream
-from xnatfs.archives.http import HttpClient, Reply
-from xnatfs.archives.http_body import checked_body
-from xnatfs.archives.http_errors import OddStatus, ServerFailed
-from xnatfs.archives.idc_index import IdcIndex, Place
-from xnatfs.archives.nbia_learning import SeriesLearner
-from xnatfs.archives.nbia_login import TokenAccount, log_in
-from xnatfs.archives.nbia_manifest import Manifest, parse_manifest
-from xnatfs.archives.nbia_series import (
+from xnatfs.archives.documents import BytesBody, DocumentStore, is_document, split_key
+from xnatfs.archives.http.account import Guest
+from xnatfs.archives.http.body import checked_body
+from xnatfs.archives.http.client import HttpClient, Reply
+from xnatfs.archives.http.errors import OddStatus, ServerFailed
+from xnatfs.archives.nbia import idc
+from xnatfs.archives.nbia.idc_index import IdcIndex, Place
+from xnatfs.archives.nbia.learning import SeriesLearner
+from xnatfs.archives.nbia.login import TokenAccount, log_in
+from xnatfs.archives.nbia.manifest import Manifest, parse_manifest
+from xnatfs.archives.nbia.series import (
     SeriesBody,
     SeriesBulk,
     open_member,
     open_series,
 )
-from xnatfs.archives.nbia_tables import Row, Series, parse_rows, series_of, time_ns
-from xnatfs.archives.nbia_tree import (
+from xnatfs.archives.nbia.tables import Row, Series, parse_rows, series_of, time_ns
+from xnatfs.archives.nbia.tree import (
     COLLECTION,
     MANIFEST,
     MISSING,
@@ -58,7 +59,6 @@ from xnatfs.archives.nbia_tree import (
     parse_listing_id,
     received_entries,
 )
-from xnatfs.archives.xnat_documents import BytesBody, DocumentStore, is_document, split_key
 from xnatfs.config import Config, Credentials, HttpConfig, TciaConfig, TreeConfig
 from xnatfs.errors import (
     AccessDenied,

@@ -1,4 +1,4 @@
-"""Logging in to XNAT and out again, and its alias tokens. What is done with a session afterwards is ``http.py``'s.
+"""Logging in to XNAT and out again, and its alias tokens. What a session is then used for is ``http/client.py``'s.
 
 pyxnat's own connection carries the requests. Safe to call from any thread: each call makes a connection and closes it.
 """
@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 import requests
 
-from xnatfs.archives.account import EXPIRY_COOKIE, SESSION_COOKIE, fresh_cookies, session_life_s
-from xnatfs.archives.http import CONNECT_S, REDIRECTS, parse_set_cookie
-from xnatfs.archives.http_errors import raise_for_status, raise_translated
-from xnatfs.archives.session import ServerSession
+from xnatfs.archives.http.account import EXPIRY_COOKIE, SESSION_COOKIE, fresh_cookies, session_life_s
+from xnatfs.archives.http.client import CONNECT_S, REDIRECTS, parse_set_cookie
+from xnatfs.archives.http.errors import raise_for_status, raise_translated
+from xnatfs.archives.http.session import ServerSession
 from xnatfs.config import Credentials
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, Unavailable, UnexpectedReply
 
@@ -239,7 +239,7 @@ class XnatLogin:
 
 def _interface(server: str, credentials: Credentials, session: requests.Session) -> Any:
     """pyxnat is imported by who logs in: it takes 0.1 s, and a mount that finds its listings stored logs in later."""
-    from xnatfs.archives.xnat_interface import Interface
+    from xnatfs.archives.xnat.interface import Interface
 
     return Interface(server, credentials, session)
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from random import uniform
 
 from xnatfs.archives.base import Keeper
-from xnatfs.archives.http_errors import BACKOFF_S, Unreachable
-from xnatfs.archives.nbia_series import NoKeeper, Received, SeriesBody, Wanted, receive
-from xnatfs.archives.nbia_tree import file_key, parse_listing_id
+from xnatfs.archives.http.errors import BACKOFF_S, Unreachable
+from xnatfs.archives.nbia.series import NoKeeper, Received, SeriesBody, Wanted, receive
+from xnatfs.archives.nbia.tree import file_key, parse_listing_id
 from xnatfs.errors import AccessDenied, ArchiveError, CorruptContent, TimedOut, Unavailable
 from xnatfs.stats import Stats
 

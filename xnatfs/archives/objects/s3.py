@@ -1,7 +1,7 @@
 """A bucket of an S3-compatible server as an archive, for guests and for those who have keys.
 
 Which listing takes which requests, and the checks of a file's reply; what an answer means is in ``s3_listing.py``,
-signatures in ``s3_sign.py``, connections in ``http.py``. Plain GETs instead of fsspec's s3fs: one stream a file with
+signatures in ``s3_sign.py``, connections in ``http/client.py``. Plain GETs, not fsspec's s3fs: one stream a file with
 back-pressure in place of one request a block, and this project's timeouts, retries, connections and User-Agent.
 Safe to call from any thread.
 """
@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from xnatfs.archives.account import Guest
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import HttpClient, Reply
-from xnatfs.archives.http_body import checked_body, http_time_ns
-from xnatfs.archives.http_errors import OddStatus
-from xnatfs.archives.s3_listing import DATED, Page, directories, listing_id, parse_page
-from xnatfs.archives.s3_sign import UNRESERVED, encoded_query, signed_headers
+from xnatfs.archives.http.account import Guest
+from xnatfs.archives.http.body import checked_body, http_time_ns
+from xnatfs.archives.http.client import HttpClient, Reply
+from xnatfs.archives.http.errors import OddStatus
+from xnatfs.archives.objects.s3_listing import DATED, Page, directories, listing_id, parse_page
+from xnatfs.archives.objects.s3_sign import UNRESERVED, encoded_query, signed_headers
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, NotFound, StaleContent, UnexpectedReply, UsageError
 from xnatfs.model import Entry, Listing

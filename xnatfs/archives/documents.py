@@ -1,4 +1,4 @@
-"""The files that xnatfs makes out of XNAT's answers: csv tables, item.json, item.xml. Bytes only: no requests here.
+"""The files that xnatfs makes out of an archive's answers: csv tables, item.json, metadata.csv, LICENSE. Bytes only.
 
 A document's key is ``document:<listing>|<what>``: the listing that knows it, and what it is. Its size and MD5 are part
 of its entry, so a reader gets the bytes that were announced or an error, like with any other file.
@@ -20,33 +20,6 @@ STORE_BYTES = 32 * 1024 * 1024
 """Bytes of documents kept between being announced and being read; one that has gone is made again."""
 
 PREFIX = "document:"
-
-SUBJECT_COLUMNS = (
-    "label",
-    "ID",
-    "project",
-    "group",
-    "gender",
-    "handedness",
-    "age",
-    "yob",
-    "insert_date",
-    "last_modified",
-)
-EXPERIMENT_COLUMNS = (
-    "label",
-    "ID",
-    "project",
-    "subject_label",
-    "subject_ID",
-    "xsiType",
-    "date",
-    "time",
-    "visit",
-    "insert_date",
-    "last_modified",
-)
-"""Generic ones only: a column of one data type would drop the rows of all others (QueryOrganizerResource)."""
 
 
 def document_key(listing: str, what: str) -> str:

@@ -1,7 +1,7 @@
 """One kept connection to one server: a request goes out in one piece, the head of its answer is taken apart here.
 
 For what is asked a thousand times (requests and urllib3 take four times the CPU for a GET). Decides nothing: no
-redirects, no cookies, no retries, no proxy; ``http.py`` has those. One thread at a time; ``hang_up`` from any.
+redirects, no cookies, no retries, no proxy; ``client.py`` has those. One thread at a time; ``hang_up`` from any.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import quote, unquote, urlsplit
 
-from xnatfs.archives.account import Guest
 from xnatfs.archives.base import RangeStream
-from xnatfs.archives.http import HttpClient
-from xnatfs.archives.http_body import checked_body, http_time_ns, is_page
-from xnatfs.archives.index_page import entries_of
-from xnatfs.archives.sizes_ahead import SizesAhead
+from xnatfs.archives.http.account import Guest
+from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
+from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.objects.index_page import entries_of
+from xnatfs.archives.objects.sizes_ahead import SizesAhead
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import StaleContent, UnexpectedReply
 from xnatfs.model import Entry, Listing

@@ -1,0 +1,1 @@
+"""TCIA and other NBIA servers, and the open buckets of IDC that hold the same series."""

@@ -1,0 +1,1 @@
+"""Trees that are there already: buckets, web servers, OpenNeuro, OSF, whatever fsspec opens."""
