@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from xnatfs.blocks import books as books_module
 from xnatfs.blocks import disk as disk_module
 from xnatfs.blocks.base import BlockKey
 from xnatfs.blocks.disk import DiskBlocks
@@ -37,7 +38,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recovery is tried every few milliseconds in place of seconds."""
     monkeypatch.setattr(disk_module, "PAUSE_S", 0.02)
     monkeypatch.setattr(disk_module, "LOOK_S", 0.01)
-    monkeypatch.setattr(disk_module, "BUSY_S", 0.1)
+    monkeypatch.setattr(books_module, "BUSY_S", 0.1)
 
 
 @pytest.fixture

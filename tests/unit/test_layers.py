@@ -72,7 +72,7 @@ DOORS = {  # library -> the modules that may import it
     "fuse": ("frontends.fuse", "frontends.fuse_binding"),
     "mfusepy": ("frontends.fuse", "frontends.fuse_binding"),
     "fsspec": ("frontends.fsspec", "archives.objects.fsspec"),  # the one offers its interface, the other uses it
-    "diskcache": ("blocks.disk",),
+    "diskcache": ("blocks.books",),
     "orjson": ("jsontext",),
     "pyxnat": ("archives.xnat.archive", "archives.xnat.interface"),
     "requests": ("archives.http.client", "archives.http.errors", "archives.xnat.login", "archives.xnat.interface"),

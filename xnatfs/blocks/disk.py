@@ -1,7 +1,7 @@
 """The block store on disk: survives remounts and ``kill -9``, bounded in bytes, shared by any number of processes.
 
 A block's key says in which file it stands and where (``format.py``), so that a read, hit or miss, asks no database.
-diskcache, imported here only, keeps the books: which blocks there are, what they take, when a content was last used.
+``books.py`` keeps the books: which blocks there are, what they take, when a content was last used.
 Not a place of truth: every block carries its key and checksums, and what does not verify is a miss. No pickles.
 
 Any thread may call, in any number of processes; the first call opens the store, after which the process must not
@@ -16,7 +16,7 @@ DIRECTORY/              0700
 """
 
 # Paths are strings on the hot paths: making a pathlib path costs as much as the system call it is for.
-# ruff: noqa: PTH101, PTH102, PTH108, PTH116, PTH120
+# ruff: noqa: PTH101, PTH102, PTH108, PTH120
 
 from __future__ import annotations
 
@@ -33,27 +33,30 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import diskcache
-from diskcache.core import MODE_BINARY, MODE_RAW
 from xxhash import xxh3_64_intdigest
 
 from xnatfs.blocks.base import Block, BlockKey
+from xnatfs.blocks.books import (
+    DATABASE,
+    GARBLED,
+    LOG_PAGES,
+    LOG_SLACK_BYTES,
+    Arrival,
+    Books,
+    is_foreign,
+)
+from xnatfs.blocks.books import Timeout as BooksTimeout
 from xnatfs.blocks.format import (
     DISK_UNIT,
-    HEADER_BYTES,
     SUM,
     BlockFile,
     Damaged,
     Place,
     erase,
     is_block,
-    on_disk,
     place_of,
-    place_of_name,
     read_span,
     tag_of,
     write,
@@ -82,230 +85,11 @@ PAUSE_S = 2.0
 # The file system's free space, and whether the directory is still the one that was opened, are looked at this often.
 LOOK_S = 1.0
 
-# The database's log is folded in at this length, in place of 4 MiB: small caps have no room for that.
-LOG_PAGES = 256
-
-# What the log grows by with the next block (some 10 pages), and its index of 32 KiB.
-LOG_SLACK_BYTES = 128 * 1024
-
 # Block files kept open of contents that readers hold: 4 GB in blocks of 1 MiB.
 FILES_KEPT = 64
 
-# Waiting for another process's transaction. Those take milliseconds; longer means trouble, and the block is not kept.
-BUSY_S = 5.0
-
 # Warnings about damaged blocks: a rotten disk must not fill the log.
 DAMAGE_WARNING_S = 60.0
-
-SETTINGS = {
-    "statistics": 0,
-    "tag_index": 1,
-    # Blocks are never read through diskcache, so this policy's write on each get does not happen; what is wanted is its
-    # index on access_time. Eviction is done here, by contents: diskcache would take single blocks, after the fact.
-    "eviction_policy": "least-recently-used",
-    "cull_limit": 0,
-    "sqlite_auto_vacuum": 2,  # incremental: given back after large evictions, not with every delete
-    "sqlite_cache_size": 2048,  # pages, 8 MiB
-    "sqlite_journal_mode": "wal",
-    "sqlite_mmap_size": 64 * MIB,
-    # After a power cut the database may be garbled, which costs the cache but never a byte read; kill -9 is harmless.
-    # With NORMAL each checkpoint, one in about 150 blocks, waits for the disk.
-    "sqlite_synchronous": 0,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Booking:
-    """What is stored in diskcache in place of a block: its size on disk and its file, which is written afterwards."""
-
-    size: int
-    filename: str
-
-
-class _Arrival(NamedTuple):
-    """A block or a note to be kept, with what it takes on disk. Of a note: its text's bytes, and no key."""
-
-    name: str
-    tag: str
-    size: int
-    place: Place | None
-    key: BlockKey | None
-    data: Block
-
-
-class _Disk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
-    """Keys are str, values are bytes or bookings. Everything else would be pickled and is refused (CVE-2025-69872)."""
-
-    def put(self, key: object) -> tuple[str, bool]:
-        if type(key) is not str:
-            raise TypeError("only str keys are stored")
-        return key, True
-
-    def get(self, key: object, raw: object) -> str:
-        if type(key) is not str or not raw:
-            raise ValueError("a key that is no text is refused")
-        return key
-
-    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, str | None, object]:
-        if isinstance(value, _Booking):
-            return value.size, MODE_BINARY, value.filename, None
-        if type(value) is not bytes:
-            raise TypeError("only bytes are stored")
-        return 0, MODE_RAW, None, value
-
-    def fetch(self, mode: object, filename: object, value: object, read: bool) -> bytes:
-        if mode != MODE_RAW or type(value) is not bytes:
-            raise ValueError("a value that is no bytes is refused")
-        return value
-
-    def remove(self, file_path: str) -> None:
-        """Nothing: diskcache's rows are blocks, and a file holds many. ``DiskBlocks`` removes both."""
-
-
-class _Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
-    """diskcache's tables on one connection for all threads; its callers hold a lock.
-
-    diskcache keeps a connection for each Python thread. Each call of a FUSE worker thread is a new Python thread, and
-    would open a connection of its own: 0.5 ms in place of 10 us.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._shared: sqlite3.Connection | None = None
-        try:
-            super().__init__(str(directory), timeout=BUSY_S, disk=_Disk, **SETTINGS)
-            self._con.execute(
-                "SELECT rowid, key, raw, access_time, tag, size, mode, value FROM Cache LIMIT 1"
-            ).fetchall()
-            self.volume()
-            self.inode = os.stat(self._path).st_ino
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def _path(self) -> str:
-        return f"{self._directory}/{diskcache.core.DBNAME}"
-
-    @property
-    def _con(self) -> sqlite3.Connection:
-        if self._shared is None:
-            self._shared = sqlite3.connect(
-                self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
-            )
-            for pragma in ("cache_size", "mmap_size", "synchronous"):
-                self._shared.execute(f"PRAGMA {pragma} = {SETTINGS[f'sqlite_{pragma}']}").fetchall()
-            self._shared.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}").fetchall()
-        return self._shared
-
-    def close(self) -> None:
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
-
-    def is_sound(self) -> bool:
-        return bool(self._con.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)])
-
-    def is_in_place(self) -> bool:
-        """False when the directory, or the database in it, has been removed or replaced since it was opened."""
-        try:
-            return os.stat(self._path).st_ino == self.inode
-        except OSError:
-            return False
-
-    def volume(self) -> int:
-        """Bytes on disk: blocks in multiples of DISK_UNIT, the database and its log."""
-        try:
-            log_bytes = os.stat(f"{self._path}-wal").st_size
-        except OSError:
-            log_bytes = 0
-        return int(super().volume()) + log_bytes + LOG_SLACK_BYTES
-
-    def book(self, arrivals: Sequence[_Arrival], limit: int) -> int:
-        """Enter blocks and notes if they stay within ``limit`` together; returns the bytes missing, else 0."""
-        with self.transact():
-            missing = int(self.volume()) + sum(arrival.size for arrival in arrivals) - limit
-            if missing <= 0:
-                for new in arrivals:
-                    value = new.data if new.place is None else _Booking(new.size, new.place.filename)
-                    self.set(new.name, value, tag=new.tag)
-        return max(0, missing)
-
-    def known(self, names: Sequence[str]) -> set[str]:
-        """Those of the names that are booked."""
-        marks = ",".join("?" * len(names))
-        query = f"SELECT key FROM Cache WHERE raw = 1 AND key IN ({marks})"  # noqa: S608  # only question marks
-        return {name for (name,) in self._con.execute(query, tuple(names))}
-
-    def strike(self, name: str) -> None:
-        self._con.execute("DELETE FROM Cache WHERE key = ? AND raw = 1", (name,))
-
-    def bytes_of(self, tag: str) -> int:
-        """Bytes that the blocks of a content hold; a block's size is rounded up to DISK_UNIT, header included."""
-        query = "SELECT TOTAL(size - ?) FROM Cache WHERE tag = ? AND size > ?"
-        ((found,),) = self._con.execute(query, (HEADER_BYTES, tag, HEADER_BYTES)).fetchall()
-        return int(found)
-
-    def note(self, name: str) -> bytes | None:
-        query = "SELECT value FROM Cache WHERE key = ? AND raw = 1 AND mode = ?"
-        rows = self._con.execute(query, (name, MODE_RAW)).fetchall()
-        return rows[0][0] if rows and type(rows[0][0]) is bytes else None
-
-    def write_uses(self, tags: Iterable[str]) -> None:
-        now = time.time()
-        with self.transact():
-            self._con.executemany("UPDATE Cache SET access_time = ? WHERE tag = ?", [(now, tag) for tag in tags])
-
-    def oldest_contents(self, wanted: int, spared: set[str]) -> list[str]:
-        """Tags of the least recently used contents that together free at least ``wanted`` bytes, if there are."""
-        tags: dict[str, None] = {}
-        rows = self._con.execute("SELECT tag, size FROM Cache ORDER BY access_time")
-        with contextlib.closing(rows):
-            for tag, size in rows:
-                if wanted <= 0:
-                    break
-                if tag not in spared:
-                    tags[tag] = None
-                    wanted -= size
-        return list(tags)
-
-    def oldest_rows(self, wanted: int) -> list[int]:
-        """Single blocks, oldest first: for when only contents in use are left."""
-        ids: list[int] = []
-        rows = self._con.execute("SELECT rowid, size FROM Cache WHERE size > 0 ORDER BY access_time, rowid")
-        with contextlib.closing(rows):
-            for rowid, size in rows:
-                if wanted <= 0:
-                    break
-                ids.append(rowid)
-                wanted -= size
-        return ids
-
-    def rows_of(self, tag: str) -> list[int]:
-        return [rowid for (rowid,) in self._con.execute("SELECT rowid FROM Cache WHERE tag = ?", (tag,))]
-
-    def remove_rows(self, ids: list[int], remove: Callable[[Iterable[Place]], None]) -> int:
-        """Delete rows, and what they stand for by ``remove``; returns the bytes freed.
-
-        Blocks go first: a process killed in between leaves rows without blocks, which count too much, not blocks
-        without rows, which would count nothing. They go again afterwards, for one that another process was just
-        writing: it looks for its row after that (``DiskBlocks._write``), so one of the two removes the block.
-        """
-        marks = ",".join("?" * len(ids))
-        with self.transact():
-            rows = self._con.execute(f"SELECT key, size FROM Cache WHERE rowid IN ({marks})", ids).fetchall()  # noqa: S608
-            places = [place for place in (place_of_name(key) for key, _ in rows) if place is not None]
-            remove(places)
-            self._con.execute(f"DELETE FROM Cache WHERE rowid IN ({marks})", ids)  # noqa: S608  # only question marks
-        remove(places)
-        return sum(size for _, size in rows)
-
-    def shrink(self) -> None:
-        """Give the pages of deleted rows back to the file system when they are many."""
-        ((free,),) = self._con.execute("PRAGMA freelist_count").fetchall()
-        ((pages,),) = self._con.execute("PRAGMA page_count").fetchall()
-        if free > 64 and free > pages // 4:
-            self._con.execute("PRAGMA incremental_vacuum").fetchall()
-            self._con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _make_private(path: Path) -> None:
@@ -319,18 +103,6 @@ def _make_subdirectory(path: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
         os.chmod(path, 0o700)  # the umask may have taken bits away
-
-
-def _block(key: BlockKey, data: Block) -> _Arrival:
-    place = place_of(key)
-    return _Arrival(place.name, tag_of(key.content), on_disk(len(data)), place, key, data)
-
-
-def _note(content: ContentId, note: str) -> _Arrival:
-    tag = tag_of(content)
-    text = note.encode("utf-8", "surrogatepass")
-    value = SUM.pack(xxh3_64_intdigest(tag.encode() + text)) + text
-    return _Arrival(f"{tag}-note", tag, len(value), None, None, value)
 
 
 def _open_to_write(path: str) -> int:
@@ -362,7 +134,7 @@ class DiskBlocks:
         self._limit = limit_bytes
         self._min_free = min_free
         self._lock = threading.Lock()
-        self._books: _Books | None = None  # guarded by _lock
+        self._books: Books | None = None  # guarded by _lock
         self._readable = False  # the directory has been found private; set once
         self._closed = False
         self._suspect = False  # guarded by _lock: the database reported damage; check it when it is opened
@@ -433,9 +205,12 @@ class DiskBlocks:
     def put_many(self, blocks: Sequence[tuple[BlockKey, Block]], notes: Sequence[tuple[ContentId, str]] = ()) -> None:
         """Keep several in one transaction: booking a block takes 90 us by itself, 40 us in eight."""
         most = max(1, self._limit // BATCH_FRACTION)
-        batch: list[_Arrival] = []
+        batch: list[Arrival] = []
         size = 0
-        for new in (*(_block(key, data) for key, data in blocks), *(_note(content, note) for content, note in notes)):
+        for new in (
+            *(Arrival.block(key, data) for key, data in blocks),
+            *(Arrival.note(content, note) for content, note in notes),
+        ):
             if new.size > self._limit or (new.key is not None and len(new.data) > new.key.unit):
                 continue
             if batch and size + new.size > most:
@@ -446,7 +221,7 @@ class DiskBlocks:
         if batch:
             self._put(batch)
 
-    def _put(self, arrivals: list[_Arrival]) -> None:
+    def _put(self, arrivals: list[Arrival]) -> None:
         with self._tolerant("keeping blocks"):
             if not self._writable():
                 return
@@ -529,7 +304,7 @@ class DiskBlocks:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def _enter(self, arrivals: Sequence[_Arrival]) -> bool:
+    def _enter(self, arrivals: Sequence[Arrival]) -> bool:
         """Book blocks and notes, making room first. False: there is no room to be made."""
         size = sum(arrival.size for arrival in arrivals)
         batch = min(self._limit // BATCH_FRACTION, BATCH_BYTES)
@@ -548,7 +323,7 @@ class DiskBlocks:
                 return False
         return False
 
-    def _is_kept(self, arrival: _Arrival) -> bool:
+    def _is_kept(self, arrival: Arrival) -> bool:
         """Whether this block stands there already, by its header: what follows is verified when it is read."""
         if arrival.place is None or arrival.key is None:
             return False
@@ -561,7 +336,7 @@ class DiskBlocks:
         finally:
             os.close(fd)
 
-    def _write(self, arrivals: Sequence[_Arrival]) -> None:
+    def _write(self, arrivals: Sequence[Arrival]) -> None:
         """Write booked blocks; take back what cannot be written."""
         places = [arrival.place for arrival in arrivals if arrival.place is not None]
         done = 0
@@ -716,7 +491,7 @@ class DiskBlocks:
                 self._suspect = False
         return self._books is not None
 
-    def _open_books(self) -> _Books:
+    def _open_books(self) -> Books:
         """Open the database, or set aside one that is garbled and start afresh. The caller holds ``_lock``."""
         _make_private(self._directory / "lock")
         with (self._directory / "lock").open("rb") as lock_file:
@@ -727,24 +502,24 @@ class DiskBlocks:
                     return books
                 books.close()
                 reason: Exception = sqlite3.DatabaseError("its integrity check failed")
-            except _GARBLED as exc:
-                if isinstance(exc, sqlite3.OperationalError) and not _is_foreign(exc):
+            except GARBLED as exc:
+                if isinstance(exc, sqlite3.OperationalError) and not is_foreign(exc):
                     raise
                 reason = exc
             self._complain("opening", reason, "starting with an empty one")
             self._start_afresh()
             return self._try_books()
 
-    def _try_books(self) -> _Books:
-        _make_private(self._directory / diskcache.core.DBNAME)
-        return _Books(self._directory)
+    def _try_books(self) -> Books:
+        _make_private(self._directory / DATABASE)
+        return Books(self._directory)
 
     def _start_afresh(self) -> None:
         """Move the database and all blocks aside, then delete them: without books nobody could bound them."""
         aside = self._directory / f"damaged-{os.getpid()}-{time.time_ns()}"
         aside.mkdir(mode=0o700)
         for path in tuple(self._directory.iterdir()):
-            if path.name.startswith(diskcache.core.DBNAME) or re.fullmatch("[0-9a-f]{2}", path.name):
+            if path.name.startswith(DATABASE) or re.fullmatch("[0-9a-f]{2}", path.name):
                 path.rename(aside / path.name)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -755,8 +530,8 @@ class DiskBlocks:
         """Turn a fault into one warning and a pause."""
         try:
             yield
-        except diskcache.Timeout as exc:
-            cause = exc.__context__  # diskcache raises this for whatever keeps a transaction from beginning
+        except BooksTimeout as exc:
+            cause = exc.__context__
             locked = not isinstance(cause, sqlite3.Error) or "locked" in str(cause)
             self._fault(doing, TimeoutError("another process holds the database") if locked else cause or exc)
         except (OSError, sqlite3.Error, TypeError, ValueError) as exc:  # the last two: Settings rows of a wrong type
@@ -770,7 +545,7 @@ class DiskBlocks:
             return
         with self._lock:
             self._open_after = self._write_after
-            self._suspect |= not isinstance(exc, sqlite3.OperationalError) or _is_foreign(exc)
+            self._suspect |= not isinstance(exc, sqlite3.OperationalError) or is_foreign(exc)
             if self._books is not None:
                 with contextlib.suppress(sqlite3.Error):
                     self._books.close()
@@ -816,12 +591,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
-
-
-# What opening a garbled or foreign database raises, in sqlite3 or in diskcache's reading of its Settings table.
-_GARBLED: tuple[type[Exception], ...] = (sqlite3.DatabaseError, TypeError, ValueError, AttributeError, KeyError)
-
-
-def _is_foreign(exc: sqlite3.Error) -> bool:
-    """A database of another make: readable, with other tables."""
-    return str(exc).startswith(("no such", "table ", "near "))
