@@ -462,6 +462,30 @@ def test_a_thousand_damaged_blocks_do_not_fill_the_log(store: DiskBlocks, direct
     assert kept(store, "a", 50) == 0
 
 
+def test_blocks_that_pass_beside_a_damaged_one_are_mended_unread(
+    store: DiskBlocks, directory: Path, one_warning: None
+) -> None:
+    fill(store, "a", 3)
+    for number in (0, 2):
+        change(directory, key("a", number), _flip(30_000))
+    assert store.get(key("a", 0)) is None
+    fill(store, "a", 3)  # the transfer that this costs passes them all
+    assert kept(store, "a", 3) == 3
+
+
+def test_a_block_that_is_put_again_while_its_damage_is_found_stays(
+    store: DiskBlocks, directory: Path, one_warning: None
+) -> None:
+    for _ in range(200):
+        fill(store, "a", 1)
+        change(directory, key("a"), _flip(9))
+        finder = threading.Thread(target=store.get, args=(key("a"),))
+        finder.start()
+        fill(store, "a", 1)
+        finder.join()
+        assert kept(store, "a", 1) == 1
+
+
 def test_a_damaged_note_is_no_note(store: DiskBlocks, directory: Path) -> None:
     store.put_note(content("a"), "Monday")
     store.close()

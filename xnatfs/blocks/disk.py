@@ -54,6 +54,7 @@ from xnatfs.blocks.format import (
     BlockFile,
     Damaged,
     Place,
+    check,
     erase,
     is_block,
     place_of,
@@ -91,6 +92,9 @@ FILES_KEPT = 64
 # Warnings about damaged blocks: a rotten disk must not fill the log.
 DAMAGE_WARNING_S = 60.0
 
+# Contents remembered as damaged, 100 bytes each; what is forgotten is verified when it is read.
+DAMAGED_KNOWN = 10_000
+
 
 def _make_private(path: Path) -> None:
     """Make an empty file of mode 0600 whatever the umask, or set the mode of one that exists."""
@@ -105,7 +109,15 @@ def _make_subdirectory(path: str) -> None:
         os.chmod(path, 0o700)  # the umask may have taken bits away
 
 
-def _open_to_write(path: str) -> int:
+def _verifies(fd: int, place: Place) -> bool:
+    try:
+        return check(fd, place) is not None
+    except (Damaged, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def _open_to_write(path: str) -> Iterator[int]:
     """Open a block file, made with its directory when it is not there."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -113,8 +125,11 @@ def _open_to_write(path: str) -> int:
     except FileNotFoundError:
         _make_subdirectory(os.path.dirname(path))
         fd = os.open(path, flags, 0o600)
-    os.fchmod(fd, 0o600)
-    return fd
+    try:
+        os.fchmod(fd, 0o600)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class DiskBlocks:
@@ -144,6 +159,8 @@ class DiskBlocks:
         self._spare_bytes = 0  # what may still be written before min_free is reached, as of the last look
         self._complained = False  # a warning has been given and no block kept since
         self._damage_warning_after = 0.0
+        self._damaged: set[str] = set()  # tags of contents a block of which was damaged; single operations only
+        self._mending = threading.Lock()  # held while blocks of one file are written, or a damaged one is removed
         self._holds: dict[str, int] = {}  # guarded by _holds_lock; tag -> readers
         self._holds_lock = threading.Lock()
         self._files: dict[str, BlockFile] = {}  # changed under _holds_lock, read without: kept open, by name
@@ -173,8 +190,9 @@ class DiskBlocks:
                 return None
             except Damaged as exc:
                 if file is None or not file.is_gone():
-                    self._drop_damaged(place, exc)
-                    return None
+                    if self._drop_damaged(place, tag_of(key.content), exc):
+                        return None
+                    continue  # mended since we read it
                 data = None
             except OSError as exc:
                 self._complain("reading a block", exc)
@@ -324,7 +342,11 @@ class DiskBlocks:
         return False
 
     def _is_kept(self, arrival: Arrival) -> bool:
-        """Whether this block stands there already, by its header: what follows is verified when it is read."""
+        """Whether this block stands there already, by its header: what follows is verified when it is read.
+
+        Where one block of a content was damaged, others may be: those are verified now, so that they are mended by the
+        transfer that passes them, and cost no second one.
+        """
         if arrival.place is None or arrival.key is None:
             return False
         try:
@@ -332,7 +354,8 @@ class DiskBlocks:
         except FileNotFoundError:
             return False
         try:
-            return is_block(fd, arrival.place, arrival.tag, arrival.key)
+            stands = is_block(fd, arrival.place, arrival.tag, arrival.key)
+            return stands and (arrival.tag not in self._damaged or _verifies(fd, arrival.place))
         finally:
             os.close(fd)
 
@@ -342,15 +365,13 @@ class DiskBlocks:
         done = 0
         try:
             for filename, group in itertools.groupby(arrivals, key=lambda arrival: arrival.place.filename):  # type: ignore[union-attr]
-                fd = _open_to_write(f"{self._root}/{filename}")
-                try:
+                # From before it is opened: who removes a file's last block removes the file.
+                with self._mending, _open_to_write(f"{self._root}/{filename}") as fd:
                     for arrival in group:
                         assert arrival.place is not None
                         assert arrival.key is not None
                         write(fd, arrival.place, arrival.key, arrival.data)
                         done += 1
-                finally:
-                    os.close(fd)
         except OSError:
             failed = places[done:]
             self._erase_blocks(failed)
@@ -562,14 +583,34 @@ class DiskBlocks:
             self._complained = False
             log.info("block cache %s: works again", self._root)
 
-    def _drop_damaged(self, place: Place, exc: Damaged) -> None:
-        """Remove a block that does not verify; its row is used again when it is put again."""
-        self._erase_blocks([place])
+    def _drop_damaged(self, place: Place, tag: str, exc: Damaged) -> bool:
+        """Remove a block that does not verify; its row is used again when it is put again.
+
+        False: another thread has put it again in the meantime, and it is sound.
+        """
+        if len(self._damaged) >= DAMAGED_KNOWN:
+            self._damaged.clear()
+        self._damaged.add(tag)
+        with self._mending:
+            if self._is_sound(place):
+                return False
+            self._erase_blocks([place])
         now = time.monotonic()
         level = logging.WARNING if now >= self._damage_warning_after else logging.DEBUG
         if level == logging.WARNING:
             self._damage_warning_after = now + DAMAGE_WARNING_S
         log.log(level, "block cache %s: a block was dropped: %s; it will be fetched again", self._root, exc)
+        return True
+
+    def _is_sound(self, place: Place) -> bool:
+        try:
+            fd = os.open(f"{self._root}/{place.filename}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return _verifies(fd, place)
+        finally:
+            os.close(fd)
 
 
 # SQLite has locks of its own for the whole process: a child forked while another thread is in it could never open a
