@@ -70,6 +70,16 @@ def check() -> None:
         raise Interrupted("whoever asked has ended")
 
 
+def sleep(seconds: float) -> None:
+    """For who looks again and again, many times a second at most: a look here is 20 us.
+
+    Raises:
+        Interrupted: the caller is ending.
+    """
+    time.sleep(seconds)
+    check()
+
+
 @contextmanager
 def watched(end: Callable[[], None]) -> Iterator[None]:
     """While this thread waits where it cannot look, another calls ``end`` when the caller is ending."""

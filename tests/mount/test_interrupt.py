@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,9 @@ SESSION = "DEMO/DEMO_001/DEMO_001_MR1"
 KNOWN = f"{SESSION}/resources"
 UNKNOWN = "HCP_DEMO"  # a project whose listing nobody has asked for
 BIG = "BIG/BIG_1/BIG_1_MR/scans/3-bold100m/NIFTI/bold_100m.nii"
+SCAN_OF_1000 = "BENCH/BENCH_1/BENCH_1000_DICOM/scans/1-T1w_1/DICOM"
+SLOW = 200_000
+"""Bytes a second: a stream so slow is waited for, and takes a quarter of an hour to the last file of that scan."""
 STUCK_S = 1.5  # for a reader to have sent its request and to wait
 GONE_S = 5.0  # far below the timeout of 60 s; a killed reader is gone within half a second on a quiet machine
 
@@ -118,3 +121,79 @@ def test_a_signal_that_ends_nobody_interrupts_no_read(server: DemoServer, mount:
         assert process.poll() is None
         os.kill(server.pid, signal.SIGCONT)
         assert process.wait(30) == 0
+
+
+# --- who waits for what a stream, or another mount, is to bring -----------------------------------------------------
+
+
+@pytest.fixture
+def full_server() -> Iterator[DemoServer]:
+    with DemoServer(sample="full") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def mounts_of_one_cache(server: DemoServer, tmp_path: Path) -> Iterator[tuple[Mount, Mount]]:
+    arguments = (server.url, "--timeout", "60s", "--cache-dir", f"{tmp_path}/cache")
+
+    def mount(name: str) -> contextlib.AbstractContextManager[Mount]:
+        return mounted(arguments[0], tmp_path / name, *arguments[1:], user="demo", password="demo")
+
+    with mount("one") as one, mount("other") as other:
+        yield one, other
+
+
+@contextlib.contextmanager
+def slow_walk(server: DemoServer, mount: Mount) -> Iterator[None]:
+    """A zip of the scan is on its way, drop by drop, because somebody reads its first files."""
+    paths = sorted((mount.path / SCAN_OF_1000).iterdir())
+    for path in paths[:2]:
+        path.read_bytes()
+    server.switch(bandwidth=SLOW)
+    with subprocess.Popen(["cat", *paths[2:4]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as walker:
+        wait_until(lambda: any("format=zip" in row["query"] and row["sent"] for row in server.log()["requests"]))
+        yield
+        server.switch(bandwidth=None)
+        walker.kill()
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < limit, "it never happened"
+        time.sleep(0.01)
+
+
+def test_a_reader_that_waits_for_a_zip_can_be_killed_at_once(full_server: DemoServer, tmp_path: Path) -> None:
+    with mounted(full_server.url, tmp_path, "--timeout", "60s", user="demo", password="demo") as mount:
+        last = max((mount.path / SCAN_OF_1000).iterdir())
+        with slow_walk(full_server, mount), reader(READS["direct"], last) as process:
+            process.kill()
+            assert process.wait(GONE_S) == -signal.SIGKILL
+
+
+def test_a_reader_that_waits_for_the_zip_of_another_mount_can_be_killed_at_once(
+    full_server: DemoServer, tmp_path: Path
+) -> None:
+    with mounts_of_one_cache(full_server, tmp_path) as (one, other):
+        *_, first, second, last = sorted((other.path / SCAN_OF_1000).iterdir())
+        for path in (first, second):
+            path.read_bytes()
+        with slow_walk(full_server, one), reader(READS["direct"], last) as process:
+            process.kill()
+            assert process.wait(GONE_S) == -signal.SIGKILL
+
+
+def test_a_reader_that_waits_for_what_another_mount_fetches_can_be_killed_at_once(
+    server: DemoServer, tmp_path: Path
+) -> None:
+    with mounts_of_one_cache(server, tmp_path) as (one, other):
+        for mount in (one, other):
+            os.stat(mount.path / BIG)
+        with (
+            stopped(server),
+            reader(READS["direct"], one.path / BIG),
+            reader(READS["direct"], other.path / BIG) as second,
+        ):
+            second.kill()
+            assert second.wait(GONE_S) == -signal.SIGKILL

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from xnatfs.archives.base import Archive
@@ -98,13 +99,12 @@ class BulkReader:
         claims: Claims | None = None,
         closing: Callable[[], bool] = bool,
     ) -> None:
+        self._new_transfer = partial(BulkTransfer, archive, cache, config, block_size, slots, stats, find)
         self._archive = archive
         self._cache = cache
         self._config = config
         self._block_size = block_size
-        self._slots = slots
         self._stats = stats
-        self._find = find
         self._claims = claims
         self._closing = closing
         self._limit = max(1, config.max_transfers // 2)  # streams at once: other reads go on beside them
@@ -164,9 +164,7 @@ class BulkReader:
             if sum(isinstance(other, BulkTransfer) for other in self._running.values()) >= self._limit:
                 return None
             walk.fetched.clear()
-            transfer = BulkTransfer(
-                self._archive, self._cache, self._config, self._block_size, self._slots, self._stats, self._find
-            )
+            transfer = self._new_transfer()
             self._running = {**self._running, key: transfer}
         thread = threading.Thread(target=self._run, args=(folder, transfer), name="xnatfs-bulk", daemon=True)
         thread.start()

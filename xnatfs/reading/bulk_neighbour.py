@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from xnatfs import callers
 from xnatfs.blocks.base import BlockCache, BlockKey, Claims, Progress
 from xnatfs.model import ContentId
 from xnatfs.reading import bulk_transfer
@@ -46,7 +47,11 @@ class BulkNeighbour:
         self.used_at = now
 
     def wait_for(self, flight: Flight) -> bool:
-        """Wait for a file that may be a member. True when it has come: look in flight and cache again."""
+        """Wait for a file that may be a member. True when it has come: look in flight and cache again.
+
+        Raises:
+            Interrupted: whoever asked is ending.
+        """
         try:
             return self._wait_for(flight)
         finally:
@@ -74,7 +79,7 @@ class BulkNeighbour:
             if waited_s > bulk_transfer.LONGEST_WAIT_S or (waited_s > patience_s and moved >= enough):
                 return False
             self._claims.want(self._folder, watch.position + FIRST_AHEAD)
-            time.sleep(pause_s)
+            callers.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_POLL_S)
         return self._has_come(flight)
 
@@ -92,7 +97,7 @@ class BulkNeighbour:
         while not self._has_come(flight):
             if before is None or not is_fresh(before) or self._closing():
                 return False
-            time.sleep(LONGEST_POLL_S)
+            callers.sleep(LONGEST_POLL_S)
         return True
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from xnatfs import callers
 from xnatfs.archives.base import Archive, BulkMember, BulkStream
 from xnatfs.blocks.base import BlockCache, BlockKey, Claim
 from xnatfs.config import KIB, MIB, ReadConfig
@@ -162,7 +163,11 @@ class BulkTransfer:
                 self._cond.notify_all()
 
     def wait_for(self, flight: Flight) -> bool:
-        """Wait for the member that is this file, if it is to come. True when it has: look in flight and cache again."""
+        """Wait for the member that is this file, if it is to come. True when it has: look in flight and cache again.
+
+        Raises:
+            Interrupted: whoever asked is ending.
+        """
         key = flight.entry.key
         ticket = _Ticket()
         with self._cond:
@@ -189,7 +194,7 @@ class BulkTransfer:
             waited_s = now - started
             if waited_s > LONGEST_WAIT_S or (waited_s > patience_s and self.moved >= enough):
                 return
-            if ticket.done.wait(min(LOOK_S, max(patience_s - waited_s, 0.02))):
+            if callers.wait(ticket.done.wait, min(LOOK_S, max(patience_s - waited_s, 0.02))):
                 return
             now = time.monotonic()
         if self.moved:

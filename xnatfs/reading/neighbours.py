@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from xnatfs import callers
 from xnatfs.blocks.base import BlockCache, Claims, Progress
 from xnatfs.reading.flight import Flight
 
@@ -51,6 +52,8 @@ class Neighbours:
             block_stop: End of the block that holds it.
             wanted: Up to where the owner should go on: what is read now, and what is likely to be read next.
             look: Looks into the cache, and returns how many bytes it has taken from there.
+        Raises:
+            Interrupted: whoever asked is ending.
         """
         pause_s = FIRST_POLL_S
         patience = _Patience(at, block_stop)
@@ -70,7 +73,7 @@ class Neighbours:
             if patience.is_over(self._claims.look(flight.base)):
                 return 0
             self._claims.want(flight.base, wanted)
-            time.sleep(pause_s)
+            callers.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_POLL_S)
         return 0
 
@@ -81,7 +84,7 @@ class Neighbours:
             count = look()
             if count or not 0 <= time.time() - before.when_s < MISSING_S:
                 return count
-            time.sleep(LONGEST_POLL_S)
+            callers.sleep(LONGEST_POLL_S)
 
     def _learn(self, flight: Flight) -> None:
         """Find out under which version the blocks are kept."""
