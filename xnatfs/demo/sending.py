@@ -171,10 +171,8 @@ class Sender:
             except BlockingIOError:
                 self._writable()
                 continue
-            if limit is not None:
-                self.link.wait(
-                    taken, self._pace
-                )  # what went out, not what was offered: the send buffer takes only part of it
+            if limit is not None:  # what went out, not what was offered: the send buffer takes only part of it
+                self.link.wait(taken, self._pace)
             self.meter.sent += _within(done + taken, len(head), len(view)) - _within(done, len(head), len(view))
             done += taken
 

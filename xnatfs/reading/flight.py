@@ -7,12 +7,16 @@ disk while holding it.
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from xnatfs import callers
 from xnatfs.blocks.base import Block, Claim
 from xnatfs.errors import ArchiveError, StaleContent
 from xnatfs.model import ContentId, Entry
+from xnatfs.reading.streams import StreamCount
+from xnatfs.reading.strides import Span
 from xnatfs.reading.validators import validators_agree
 
 if TYPE_CHECKING:
@@ -63,6 +67,11 @@ class Flight:
         held: What the cache was told to evict last.
         opens: Handles open now.
         claim: On the file among the processes that share the cache, while we have it; guarded by cond, read without.
+        moved: Bytes of pieces that have passed.
+        streams: How many streams it deserves, once it has been read in order from an archive that honours ranges.
+        stripes_from, stripes_at, stripes_goal: Several streams have been asked for [from, at), and go on up to goal.
+        spans: What else is to be fetched beside its readers.
+        workers: Threads that fetch beside its readers.
         error: Set for good when this version can no longer be read; every read raises it.
     """
 
@@ -84,7 +93,14 @@ class Flight:
         self.served = False  # True once bytes of this version have gone to a reader
         self.started = False  # True once a transfer has been
         self.gave_way = 0  # guarded by cond: transfers that others were let by
-        self._needs: list[Need] = []  # guarded by cond
+        self.moved = 0  # guarded by cond, like all down to workers; read without for advice
+        self.streams: StreamCount | None = None
+        self.stripes_from = self.stripes_at = self.stripes_goal = 0
+        self.spans: deque[Span] = deque()
+        self.workers = 0
+        self._waited_s = 0.0  # guarded by cond, like the next two
+        self._waiting_since = 0.0
+        self._needs: list[Need] = []
         self._kept: list[tuple[int, Block]] = []  # guarded by cond: pieces some need overlaps, with their offset
 
     def pin(self, validator: str) -> ContentId | None:
@@ -126,14 +142,23 @@ class Flight:
     def add_need(self, start: int, stop: int) -> Need:
         need = Need(start, stop)
         with self.cond:
+            if not self._needs:
+                self._waiting_since = time.monotonic()
             self._needs.append(need)
         return need
 
     def drop_need(self, need: Need) -> None:
         with self.cond:
             self._needs.remove(need)
+            if not self._needs:
+                self._waited_s += time.monotonic() - self._waiting_since
             if self._kept:
                 self._kept = [piece for piece in self._kept if self._needed(piece[0], piece[0] + len(piece[1]))]
+
+    def waited_s(self) -> float:
+        """For how long at least one reader has waited for bytes, all in all, in seconds."""
+        with self.cond:
+            return self._waited_s + (time.monotonic() - self._waiting_since if self._needs else 0.0)
 
     def has_needs(self) -> bool:
         return bool(self._needs)
@@ -197,6 +222,16 @@ class Flight:
         """
         ahead = [transfer.start for transfer in self.transfers if start < transfer.start < stop and not transfer.ended]
         return min(ahead, default=stop)
+
+    def progress(self) -> tuple[int, int, int] | None:
+        """How far several streams are together: all of [start, position) has passed, and the rest is on its way.
+
+        None while there is one at most. For other processes, who are told of one stream.
+        """
+        transfers = self.transfers
+        if len(transfers) < 2 or self.streams is None or self.streams.count < 2:
+            return None
+        return self.stripes_from, max(self.stripes_from, min(other.position for other in transfers)), self.size
 
     def advance(self, start: int, stop: int, window: int) -> None:
         """A reader is at [start, stop): let the transfer before it run on."""

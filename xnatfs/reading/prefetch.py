@@ -6,6 +6,7 @@ Dropping every piece of advice given here changes speed and bytes moved, never t
 from __future__ import annotations
 
 from xnatfs.config import KIB, MIB
+from xnatfs.reading.strides import Strides
 
 GRAIN = 128 * KIB
 """Bytes: the unit of waiting and of small ranged reads. The kernel's own read-ahead asks for this much at a time; two
@@ -26,16 +27,18 @@ STREAM_FROM = MIB
 class ReadPattern:
     """The recent past of one open file. Races between threads of one handle only make the advice a little worse."""
 
-    __slots__ = ("_expected", "_window")
+    __slots__ = ("_expected", "_window", "strides")
 
     def __init__(self) -> None:
         self._expected = -1
         self._window = 0
+        self.strides = Strides()
 
     def observe(self, start: int, stop: int, max_window: int) -> int:
         """Note a read of [start, stop); return how many bytes behind ``stop`` are worth having already.
 
         0 for the first read and after a jump; then one grain, doubling with each sequential read up to ``max_window``.
+        What is read at equal distances is not read on further than it was before.
         """
         expected = self._expected
         near = max(NEAR, NEAR_READS * (stop - start))
@@ -43,9 +46,12 @@ class ReadPattern:
             if stop > expected:
                 self._expected = stop
                 self._window = min(max(2 * self._window, GRAIN), max_window)
+                if self.strides.read(stop) and self.strides.sure:
+                    return min(self._window, self.strides.left())
         else:
             self._expected = stop
             self._window = 0
+            self.strides.jump(start, stop)
         return self._window
 
 

@@ -15,6 +15,7 @@ from xnatfs.buffers import BufferPool
 from xnatfs.config import ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
 from xnatfs.model import ContentId, Entry
+from xnatfs.reading.beside import Beside
 from xnatfs.reading.bulk import BulkReader, Folder
 from xnatfs.reading.bulk_transfer import BulkTransfer
 from xnatfs.reading.flight import Flight, Need, with_validator
@@ -77,6 +78,14 @@ class BlockReader:
         self._slots = TransferSlots(config.max_transfers, config.timeout_s, config.brief_transfers)
         self._claims = claims
         self._neighbours = None if claims is None else Neighbours(claims, cache)
+        self._beside = Beside(
+            config,
+            block_size,
+            cache,
+            self._slots,
+            claims,
+            lambda flight: self._transfer(flight, beside=True),
+        )
         self._stats = stats or Stats()
         self._stats.gauges["transfers"] = lambda: self._slots.count
         self._lock = threading.Lock()
@@ -169,6 +178,10 @@ class BlockReader:
         window = file.pattern.observe(offset, stop, self._max_window())
         if flight.transfers:
             flight.advance(offset, stop, window)
+        if flight.streams is not None and flight.streams.count > 1:
+            self._beside.advance(flight, stop, window)
+        if window == 0 and self._slots.ranged:
+            self._look_ahead(file)
         at = offset
         while at < stop:
             block_stop = min(stop, (at // self._block_size + 1) * self._block_size)
@@ -210,7 +223,15 @@ class BlockReader:
 
     def _max_window(self) -> int:
         """All transfers together run ahead by at most twice one window, however many there are."""
-        return self._config.max_window // max(1, self._slots.count // 2)
+        return self._config.max_window // max(1, self._slots.led // 2)
+
+    def _look_ahead(self, file: OpenFile) -> None:
+        """Behind a jump: have fetched what lies at equal distances."""
+        strides = file.pattern.strides
+        if strides.sure:
+            self._beside.fetch(file.flight, strides.ahead(file.flight.size, self._max_window()))
+        elif file.flight.spans:
+            self._beside.forget(file.flight)
 
     def _is_ahead(self, flight: Flight, at: int) -> bool:
         """Whether looking in the cache is a waste: the file was cold, and its transfer has not kept ``at`` yet."""
@@ -283,7 +304,7 @@ class BlockReader:
                 else:
                     transfer.want(at, stop, window)
                 self._await(flight, transfer, need)
-                if transfer.error is not None:
+                if transfer.error is not None and not transfer.beside:
                     tries += 1
                     if not _worth_another(transfer, tries):
                         raise _copy(transfer.error)
@@ -323,14 +344,19 @@ class BlockReader:
 
     def _new_transfer(self, flight: Flight, at: int, stop: int, window: int, exact: bool) -> Transfer:
         """Under the flight's condition. From the beginning of a grain, so that it can be kept, or ``exact``ly here."""
-        transfer = Transfer(flight, self._archive, self._cache, self._config, self._slots, self._buffers)
+        transfer = self._transfer(flight)
         start = at if exact else at // GRAIN * GRAIN
         asked_stop = request_stop(start, stop, flight.size, window)
         if self._slots.ranged:
             asked_stop = flight.stop_before_next(start, asked_stop)
+            asked_stop = self._beside.led(flight, start, asked_stop, stop, window)
         transfer.begin(start, asked_stop, stop, window)
         flight.add(transfer)
         return transfer
+
+    def _transfer(self, flight: Flight, beside: bool = False) -> Transfer:
+        passed = self._beside.passed
+        return Transfer(flight, self._archive, self._cache, self._config, self._slots, self._buffers, passed, beside)
 
     def _make_way(self, flight: Flight, transfer: Transfer) -> None:
         """A stream that starts over will pass all that a paused one of the same file still could."""
@@ -393,6 +419,7 @@ class TransferSlots:
         self._timeout_s = timeout_s
         self._cond = threading.Condition(threading.Lock())
         self._active: list[Transfer | BulkTransfer] = []  # guarded by _cond
+        self._beside: list[Transfer] = []  # guarded by _cond: those of them that others need not wait for
         self._queue: list[_Waiting] = []  # guarded by _cond: nobody in it could go now
         self._closed = False
         self.ranged = False  # whether the archive honoured the last range it was asked for
@@ -402,8 +429,27 @@ class TransferSlots:
         return len(self._active)
 
     @property
+    def led(self) -> int:
+        """Transfers that some reader has asked for."""
+        return len(self._active) - len(self._beside)
+
+    @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether one more could go, nobody would wait for it, and one would still be free."""
+        return not self._closed and not self._queue and len(self._active) + 1 < self._limit
+
+    def take_spare(self, transfer: Transfer) -> bool:
+        """A slot for a transfer that nobody needs yet; it is asked to leave when somebody waits for one."""
+        with self._cond:
+            if not self.has_spare:
+                return False
+            self._active.append(transfer)
+            self._beside.append(transfer)
+            return True
 
     def acquire(self, transfer: Transfer | BulkTransfer) -> None:
         """Wait for a slot.
@@ -450,11 +496,15 @@ class TransferSlots:
         """End the transfer that is missed least, unless enough are about to end."""
         with self._cond:
             active, wanted = list(self._active), len(self._queue)
+            beside = [other for other in self._beside if not other.leaving]
         if sum(other.leaving for other in active) >= wanted:
             return
         idle = [(since, other) for other in active if (since := other.idle_since()) is not None]
         if idle:
             min(idle, key=lambda pair: pair[0])[1].stop()
+            return
+        if beside:
+            beside[-1].give_way()
             return
         now = time.monotonic()
         silent = max(active, key=lambda other: other.overdue_s(now), default=None)
@@ -471,6 +521,8 @@ class TransferSlots:
     def _leave(self, transfer: Transfer | BulkTransfer) -> None:
         """Under the condition: the slot goes to whoever has waited longest and may have it."""
         self._active.remove(transfer)
+        if transfer in self._beside:
+            self._beside.remove(transfer)
         if self._closed:
             self._cond.notify_all()
             return

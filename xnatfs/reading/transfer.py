@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from xnatfs.archives.base import Archive, RangeStream
@@ -66,6 +67,7 @@ class Transfer:
         moved: Bytes that have passed.
         gave_way: It was ended, or is ending, in favour of another: ask again.
         brief: Whether the whole file is a block at most, whatever the server makes of a range.
+        beside: It fetches what no reader has asked for yet, on a connection that was to spare.
     """
 
     def __init__(
@@ -76,8 +78,15 @@ class Transfer:
         config: ReadConfig,
         slots: Slots,
         buffers: BufferPool,
+        passed: Callable[[Flight, Transfer], None],
+        beside: bool = False,
     ) -> None:
+        """
+        Args:
+            passed: Told of each piece, in the thread that runs this.
+        """
         self._flight = flight
+        self._passed = passed
         self._archive = archive
         self._cache = cache
         self._config = config
@@ -85,6 +94,8 @@ class Transfer:
         self._slots = slots
         self._buffers = buffers
         self._stream: RangeStream | None = None
+        self._stop = 0  # guarded by _cond: of what is read of it
+        self._hashes = False
         self._content: ContentId | None = None
         self._cond = flight.cond
         self._piece_start = 0  # guarded by _cond, like the next one
@@ -103,6 +114,7 @@ class Transfer:
         self._turn = Turn(flight.size <= buffers.size, self.give_way)
         self.gave_way = False
         self.brief = flight.size <= buffers.size
+        self.beside = beside
         self.start = 0
         self.asked_stop = 0
         self.position = 0
@@ -121,7 +133,7 @@ class Transfer:
         stream = self._stream
         if stream is None:  # not answered yet
             return not ranged or self.start <= at < self.asked_stop
-        if not self._piece_start <= at < stream.stop:  # not position: the read may straddle it
+        if not self._piece_start <= at < self._stop:  # not position: the read may straddle it
             return False
         return not stream.ranged or at - self.position <= far
 
@@ -160,6 +172,24 @@ class Transfer:
         self._wanted = stop
         self._limit = stop + max(window, GRAIN)
 
+    @property
+    def limit(self) -> int:
+        """Up to where readers want it for now."""
+        return self._limit
+
+    @property
+    def may_be_cut(self) -> bool:
+        stream = self._stream
+        return stream is not None and stream.ranged and not self._hashes
+
+    def cut(self, at: int, least: int) -> bool:
+        """Under the condition, in the thread that runs it, between pieces: end at ``at``. False when that would save
+        less than ``least`` bytes."""
+        if self._stop - at < least:
+            return False
+        self._stop = at
+        return True
+
     def stop(self) -> None:
         """End soon, keeping what has passed. Returns at once."""
         with self._cond:
@@ -176,7 +206,8 @@ class Transfer:
             if self.ended or self._stopping:
                 return
             self.gave_way = True
-            self._flight.gave_way += 1
+            if not self.beside:
+                self._flight.gave_way += 1
         self.stop()
 
     @property
@@ -198,17 +229,18 @@ class Transfer:
         if not self.paused or stream is None:
             return None
         with self._cond:
-            return None if self._flight.needed_in(self.position, stream.stop) else self._wanted_at
+            return None if self._flight.needed_in(self.position, self._stop) else self._wanted_at
 
     # --- for the one thread that runs it -----------------------------------------------------------------------
 
     def open(self) -> bool:
         """Send the request and check its answer. True when the body is short enough to be read by the caller itself."""
         flight = self._flight
-        if flight.claim is not None:
+        if flight.claim is not None and not self.beside:
             flight.claim.moved(self.start, self.start, 0)
         try:
-            self._slots.acquire(self)
+            if not self.beside:  # else it was given one before
+                self._slots.acquire(self)
             self._began_at = self._heard_at = time.monotonic()
             self._has_slot = True
             with self._turn:
@@ -223,6 +255,7 @@ class Transfer:
         with self._cond:
             self._content = content
             self._stream = stream
+            self._stop = stream.stop
             self.position = self._piece_start = self._progress = self._heard = stream.start
             self._progress_at = self._heard_at = time.monotonic()
             self.opened = True
@@ -241,6 +274,9 @@ class Transfer:
         try:
             if stream.total != flight.size or not stream.start <= self.start < stream.stop:
                 raise stale(flight.entry)
+            if self.beside and not stream.ranged:
+                self.gave_way = True
+                raise Unavailable(f"{flight.entry.key}: the range was not honoured")
             content = flight.pin(stream.validator)
             if content is None:
                 assert flight.content is not None
@@ -279,9 +315,10 @@ class Transfer:
         digest = self._flight.entry.digest
         whole = stream.start == 0 and stream.stop == stream.total
         hasher = _Hasher(stream.total > 4 * self._block_size) if digest and whole else None
+        self._hashes = hasher is not None
         try:
-            while self.position < stream.stop:
-                start, length, unit = self._next_piece(stream.stop)
+            while self.position < self._stop:
+                start, length, unit = self._next_piece(self._stop)
                 piece = self._buffers.take(length)
                 if not self._fill(stream, start, piece):
                     return
@@ -291,6 +328,7 @@ class Transfer:
                     if start + length == stream.stop and hasher.hexdigest() != digest:
                         self._reject()
                 self._publish(start, data, unit)
+                self._passed(self._flight, self)
         finally:
             if hasher is not None:
                 hasher.close()
@@ -320,6 +358,7 @@ class Transfer:
             self._flight.keep(start, data)
             self.position = start + len(data)
             self.moved += len(data)
+            self._flight.moved += len(data)
             self._flight.wake_begun(start, self.position)
 
     def _check_progress(self, position: int) -> None:
@@ -338,7 +377,7 @@ class Transfer:
         """Let the processes that wait for this file know how far it is."""
         claim, stream = self._flight.claim, self._stream
         if claim is not None and stream is not None:
-            claim.moved(stream.start, position, stream.stop)
+            claim.moved(*(self._flight.progress() or (stream.start, position, stream.stop)))
         self._tell_after = time.monotonic() + TELL_S
 
     def _heed(self) -> None:
@@ -400,9 +439,8 @@ class Transfer:
         return True
 
     def _worth_finishing(self) -> bool:
-        assert self._stream is not None
-        left = self._stream.stop - self.position
-        return left <= LITTLE or left <= self._flight.size // 2
+        left = self._stop - self.position
+        return not self.beside and (left <= LITTLE or left <= self._flight.size // 2)
 
     def _keep_grains(self, start: int, view: memoryview) -> None:
         """The part of a block that has passed before letting go, in whole grains."""
