@@ -49,6 +49,32 @@ def test_what_was_prefetched_is_read_with_the_server_gone(server: DemoServer, mo
     assert all(len(path.read_bytes()) == path.stat().st_size for path in files)
 
 
+def add_small_files(server: DemoServer, *folders: tuple[str, int]) -> None:
+    """Files in the folders of one resource: enough of them come as one stream."""
+    docs = next(file["uri"] for file in server.truth(SESSION) if file["area"] == "resources").rsplit("/", 1)[0]
+    for folder, count in folders:
+        for number in range(count):
+            server.edit("add", f"{docs}/{folder}{number:03d}.txt", b"%05d" % number * 200)
+
+
+def test_what_came_ahead_with_its_neighbours_counts_as_done(server: DemoServer, mount: Mount) -> None:
+    add_small_files(server, ("", 60), ("below/", 40))
+    folder = mount.path / SESSION / "resources/docs"
+    done = prefetch(mount, "--jobs", "1", folder)
+    assert any("format=zip" in record["query"] for record in server.data_requests())
+    assert "prefetch: 101 files done" in done.stderr
+    assert "there already" not in done.stderr
+
+
+def test_only_what_an_earlier_run_brought_is_there_already(server: DemoServer, mount: Mount) -> None:
+    add_small_files(server, ("", 30))
+    folder = mount.path / SESSION / "resources/docs"
+    (folder / "007.txt").read_bytes()
+    done = prefetch(mount, "--jobs", "1", *sorted(folder.iterdir()))
+    assert "prefetch: 30 files done" in done.stderr
+    assert "1 there already" in done.stderr
+
+
 def test_running_again_asks_for_nothing_and_a_dry_run_says_so(server: DemoServer, mount: Mount) -> None:
     folder = mount.path / SESSION
     due = prefetch(mount, "--dry-run", folder)

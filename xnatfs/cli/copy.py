@@ -13,7 +13,9 @@ import hashlib
 import os
 import stat
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -298,28 +300,85 @@ def _check_room(path: Path, mountpoint: Path) -> None:
 
 
 def _to_fetch(paths: Sequence[Path]) -> Iterator[Job]:
-    for top in paths:
-        pending = [top]
-        while pending:
-            path = pending.pop()
+    """A job for each file at and below some paths; for a directory that cannot be listed, one that fails."""
+    return _Walk().visit(paths)
+
+
+@dataclass(slots=True, eq=False)
+class _Directory:
+    """What the walk saw directly in one.
+
+    Attributes:
+        size: Bytes of its own files.
+        left: All that lies below it has been seen as well.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    size: int = 0
+    left: bool = False
+
+
+class _Walk:
+    """The walk of one ``prefetch``, through each directory before those below it. Belongs to one thread.
+
+    Whether a file is there already is looked up before any job could make the mount bring it: for a reader of many
+    small files it brings all of their directory, and what lies below unless that outweighs the directory's own files
+    (``reading/bulk.py``). So the jobs of a directory wait until that much has been seen.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Directory] = deque()
+        self._below = 0  # bytes of those behind the first: they all lie below it, or it has been left
+
+    def visit(self, paths: Sequence[Path]) -> Iterator[Job]:
+        """The jobs of a directory that has these paths in it, and of those below."""
+        here, inner = _Directory(), []
+        for path in paths:
             try:
                 found = path.lstat()
-                if not stat.S_ISDIR(found.st_mode):
-                    yield _fetch_job(path, found.st_size)
-                    continue
-                with os.scandir(path) as entries:
-                    pending.extend(Path(entry.path) for entry in reversed(list(entries)))
             except OSError as exc:
-                yield _failing(str(path), exc)
+                here.jobs.append(_failing(str(path), exc))
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                inner.append(path)
+            else:
+                here.jobs.append(_fetch_job(path, found.st_size))
+                here.size += found.st_size
+        yield from self._entered(here)
+        for path in inner:
+            try:
+                with os.scandir(path) as entries:
+                    found_there = [Path(entry.path) for entry in entries]
+            except OSError as exc:
+                yield from self._entered(_Directory([_failing(str(path), exc)], left=True))
+            else:
+                yield from self.visit(found_there)
+        here.left = True
+        yield from self._ready()
+
+    def _entered(self, directory: _Directory) -> Iterator[Job]:
+        if self._waiting:
+            self._below += directory.size
+        self._waiting.append(directory)
+        return self._ready()
+
+    def _ready(self) -> Iterator[Job]:
+        """The jobs that need wait no longer."""
+        while self._waiting and (self._waiting[0].left or self._below > self._waiting[0].size):
+            yield from self._waiting.popleft().jobs
+            if self._waiting:
+                self._below -= self._waiting[0].size
 
 
 def _fetch_job(path: Path, size: int) -> Job:
-    def is_due() -> bool:
-        return _cached_percent(path) < 100
+    due = _cached_percent(path) < 100
 
     def run(advance: Advance) -> bool:
-        if not is_due():
+        if not due:
             return False
+        if _cached_percent(path) == 100:  # it came with its neighbours, whom an earlier job has read
+            advance(size)
+            return True
         got = 0
         buffer = memoryview(bytearray(MIB))
         with path.open("rb", buffering=0) as file:
@@ -332,7 +391,7 @@ def _fetch_job(path: Path, size: int) -> Job:
             raise CorruptContent(f"{path}: {got} of {size} bytes")
         return True
 
-    return Job(str(path), size, run, is_due)
+    return Job(str(path), size, run, lambda: due)
 
 
 def _cached_percent(path: Path) -> int:
