@@ -1,21 +1,27 @@
-"""Redirects to other hosts: followed for guests where an archive needs them, a few in a row, never https to http."""
+"""Redirects to other hosts: followed for guests where an archive needs them, a few in a row, never https to http.
+
+And what goes this way, or through a proxy, can be interrupted like any other request.
+"""
 
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from tests.helpers.object_server import ObjectServer, Thing
-from tests.helpers.relays import Relay
+from tests.helpers.relays import ForwardProxy, Relay
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.client import MAX_HOPS, HttpClient
 from xnatfs.config import HttpConfig
-from xnatfs.errors import ArchiveError, UnexpectedReply
+from xnatfs.errors import ArchiveError, Unavailable, UnexpectedReply
+from xnatfs.turns import Turn
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,89 @@ def test_nobody_is_led_from_https_to_http(server: ObjectServer, tmp_path: Path) 
         with closing(http), pytest.raises(UnexpectedReply, match="from https"):
             http.open("/start", {})
     assert server.targets() == ["/start"]
+
+
+# --- interrupted ----------------------------------------------------------------------------------------------------
+
+LONG_S = 100.0  # timeout; nothing here may wait for it
+
+
+@pytest.fixture
+def silent(server: ObjectServer) -> Iterator[threading.Event]:
+    """Makes ``/silent`` keep its askers waiting; set as soon as somebody waits."""
+    asked, over = threading.Event(), threading.Event()
+
+    def wait(handler: Any) -> bool:
+        asked.set()
+        over.wait(LONG_S)
+        return bool(handler.say(200))
+
+    server.routes.clear()
+    server.routes["/silent"] = wait
+    yield asked
+    over.set()
+
+
+def assert_interrupted(http: HttpClient, path: str, asked: threading.Event) -> None:
+    """A request that waits for its head ends when its turn is over, and the next one is well."""
+    turn = Turn(False, lambda: None)
+    ended: list[ArchiveError] = []
+
+    def ask() -> None:
+        with turn:
+            try:
+                http.open(path, {})
+            except ArchiveError as error:
+                ended.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert asked.wait(LONG_S)
+    assert thread.is_alive()
+    turn.interrupt()
+    thread.join(LONG_S / 4)
+    assert not thread.is_alive()
+    assert len(ended) == 1
+    assert isinstance(ended[0], Unavailable)
+    assert http.get_bytes("/web/file") == b"content"
+
+
+def test_a_request_that_waits_behind_a_redirect_can_be_interrupted(
+    server: ObjectServer, silent: threading.Event
+) -> None:
+    server.routes["/start"] = lambda handler: handler.say(302, Location=f"{server.url}/silent")
+    with closing(HttpClient(server.url, HttpConfig(timeout_s=LONG_S), Guest(), "t", wander=True)) as http:
+        assert_interrupted(http, "/start", silent)
+
+
+def test_a_request_that_waits_behind_a_proxy_can_be_interrupted(server: ObjectServer, silent: threading.Event) -> None:
+    with ForwardProxy(server.port) as proxy:
+        config = HttpConfig(timeout_s=LONG_S, proxy=f"http://127.0.0.1:{proxy.port}")
+        with closing(HttpClient("http://data.example.org", config, Guest(), "t")) as http:
+            assert_interrupted(http, "/silent", silent)
+
+
+def test_a_request_in_a_tunnel_can_be_interrupted(
+    server: ObjectServer, silent: threading.Event, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("data.example.org").configure_cert(context)
+    with Relay(server.port, context) as tls, ForwardProxy(tls.port) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}"
+        config = HttpConfig(timeout_s=LONG_S, proxy=url, ca_bundle=tmp_path / "ca.pem")
+        with closing(HttpClient("https://data.example.org", config, Guest(), "t")) as http:
+            assert_interrupted(http, "/silent", silent)
+
+
+def test_what_is_interrupted_before_it_is_sent_is_not_sent(server: ObjectServer) -> None:
+    with closing(client(server.url)) as http:
+        assert http.get_bytes("/web/file") == b"content"  # a connection is kept
+        server.asked.clear()
+        turn = Turn(False, lambda: None)
+        turn.interrupt()
+        with turn, pytest.raises(Unavailable):
+            http.open("/web/file", {})
+        assert server.asked == []
+        assert http.get_bytes("/web/file") == b"content"

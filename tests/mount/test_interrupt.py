@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounting import Mount, mounted
+from tests.helpers.relays import ForwardProxy
 from tests.helpers.server import DemoServer
 
 pytestmark = pytest.mark.fuse
@@ -86,6 +87,18 @@ def test_a_reader_of_a_silent_server_can_be_killed_at_once(
         assert process.wait(GONE_S) == -number
     with (mount.path / BIG).open("rb") as file:
         assert len(file.read(4096)) == 4096
+
+
+def test_a_reader_behind_a_proxy_can_be_killed_at_once(server: DemoServer, tmp_path: Path) -> None:
+    with ForwardProxy(server.port) as proxy:
+        through = ("--timeout", "60s", "--proxy", f"http://127.0.0.1:{proxy.port}")
+        with mounted("http://xnat.example.org", tmp_path, *through, user="demo", password="demo") as mount:
+            os.stat(mount.path / BIG)
+            with stopped(server), reader(READS["direct"], mount.path / BIG) as process:
+                process.kill()
+                assert process.wait(GONE_S) == -signal.SIGKILL
+            with (mount.path / BIG).open("rb") as file:
+                assert len(file.read(4096)) == 4096
 
 
 @pytest.mark.parametrize("how", LOOKS)

@@ -1,7 +1,7 @@
 """HTTP as an archive needs it: connections, timeouts, retries, redirects, doubtful replies.
 
 Knows nothing of XNAT's paths or documents: the archives bring the meaning, ``account.py`` the session. Safe to call
-from any thread; a ``Line``, or where a proxy stands between or redirects may lead elsewhere a ``requests.Session``, is
+from any thread; a ``Line``, or where a proxy stands between or redirects may lead elsewhere a ``Roamer``, is
 lent to one request at a time: never more connections than leases.
 """
 
@@ -24,7 +24,6 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
 from urllib3.util.ssl_ import create_urllib3_context
@@ -41,6 +40,7 @@ from xnatfs.archives.http.errors import (
     retry_after_s,
 )
 from xnatfs.archives.http.line import Line, LineResponse, shut
+from xnatfs.archives.http.roaming import Roamer
 from xnatfs.config import HttpConfig
 from xnatfs.errors import (
     AccessDenied,
@@ -89,7 +89,7 @@ MAX_HOPS = 4
 
 T = TypeVar("T")
 
-Lease = Line | requests.Session
+Lease = Line | Roamer
 """What carries one request at a time, and keeps its connection for the next."""
 
 _PLAIN = re.compile(r"(?:/(?!\.)|[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+(?:\?[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?")
@@ -430,8 +430,7 @@ class HttpClient:
             self._closed = True
             idle, self._idle = self._idle, []
             for lease in self._turns:
-                if isinstance(lease, Line):
-                    lease.interrupt()
+                lease.interrupt()
         for lease in idle:
             _end_lease(lease)
 
@@ -502,9 +501,9 @@ class HttpClient:
             account_headers, generation = self._account.headers(with_credentials)
             sent = {**account_headers, **headers}
             self.stats.requests += 1
+            if turn is not None:
+                turn.waits_with(lease.interrupt)
             if isinstance(lease, Line):
-                if turn is not None:
-                    turn.waits_with(lease.interrupt)
                 target = self._target(url, params)
                 raw = lease.ask(method, target, sent, body, timeouts_s)
                 reply = Reply(self, lease, raw, raw.status, raw.headers, self._root + target, generation)
@@ -634,6 +633,8 @@ class HttpClient:
             turn = self._turns.pop(lease, None)
         if turn is not None:
             turn.waits_with(None)  # the next one's request is not this turn's to end
+            if isinstance(lease, Roamer):
+                lease.resume()
         with self._lock:
             keep = not self._closed
             if keep:
@@ -660,41 +661,10 @@ class HttpClient:
                 self._tls = _tls_context(self._config.ca_bundle)
             return self._tls
 
-    def new_session(self) -> requests.Session:
+    def new_session(self) -> Roamer:
         """A session with our headers, CA and proxy, and no cookies or credentials of its own."""
-        session = requests.Session()
-        session.trust_env = False  # no ~/.netrc behind our back, no look at the environment for each request
-        session.cookies.set_policy(_NoCookies())  # the account keeps them, for all sessions
-        session.headers.clear()
-        session.headers.update(self._headers)
-        if self._config.proxy is not None:
-            session.proxies = {"http": self._config.proxy, "https": self._config.proxy}
-        pools = MAX_HOPS if self._wander else 1  # hosts whose connection is kept
-        adapter = _Adapter(self._trusted(), pool_connections=pools, pool_maxsize=1, max_retries=0)
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
-        return session
-
-
-class _Adapter(HTTPAdapter):
-    """Sockets that begin with a small receive buffer; ``Reply`` widens it for a body that is read on.
-
-    One TLS context serves all connections: requests would read its file of authorities again for each.
-    """
-
-    def __init__(self, tls: ssl.SSLContext | None, **kwargs: Any) -> None:
-        tls_options = {"ssl_context": tls} if tls is not None else {}
-        self._options: dict[str, Any] = {"socket_options": SOCKET_OPTIONS, **tls_options}
-        super().__init__(**kwargs)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
-        super().init_poolmanager(connections, maxsize, block, **{**kwargs, **self._options})
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, **self._options, **kwargs)
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        conn.cert_reqs = "CERT_REQUIRED"  # by the context's authorities
+        hosts = MAX_HOPS if self._wander else 1
+        return Roamer(self._headers, self._trusted(), self._config.proxy, SOCKET_OPTIONS, hosts)
 
 
 def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
@@ -710,11 +680,6 @@ def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
         what = f"{ca_bundle or DEFAULT_CA_BUNDLE_PATH}: not a file of certificates (PEM)"
         raise Unreachable(what, "check --ca-bundle") from error
     return context
-
-
-class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]  # untyped re-export
-    def set_ok(self, cookie: object, request: object) -> bool:
-        return False
 
 
 def _plain_body(raw: Any) -> Any:
