@@ -75,7 +75,13 @@ DOORS = {  # library -> the modules that may import it
     "diskcache": ("blocks.books",),
     "orjson": ("jsontext",),
     "pyxnat": ("archives.xnat.archive", "archives.xnat.interface"),
-    "requests": ("archives.http.client", "archives.http.errors", "archives.xnat.login", "archives.xnat.interface"),
+    "requests": (
+        "archives.http.client",
+        "archives.http.roaming",
+        "archives.http.errors",
+        "archives.xnat.login",
+        "archives.xnat.interface",
+    ),
     "aiohttp": ("demo",),
     "click": ("cli",),
 }
