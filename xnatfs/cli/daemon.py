@@ -196,12 +196,16 @@ class Record:
         directory = records_directory(os.getuid())
         try:
             _make_private(directory)
-            path = directory / _record_name(device)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            for path in directory.glob(_record_name(device, "*")):
+                _forget_if_killed(path)  # the kernel has given its device number to this mount
+            path = directory / _record_name(device, os.getpid())
+            hidden = path.with_suffix(".new")  # until it is locked, so that nobody takes it for one of a killed process
+            self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._descriptor, 0)
             content = {"pid": os.getpid(), "mountpoint": str(mountpoint), "server": server, "device": device}
             os.write(self._descriptor, json.dumps(content).encode())
+            hidden.replace(path)
             self._path = path
         except OSError as exc:
             log.info("no record of this mount in %s: %s", directory, exc.strerror)
@@ -251,9 +255,28 @@ def recorded(uid: int) -> list[Recorded]:
 
 def forget(record: Recorded) -> None:
     """Remove what a killed process has left, once nothing is mounted there any more."""
-    for path in (record.socket, record.socket.with_suffix(".json")):
+    _remove(record.socket.with_suffix(".json"))
+
+
+def _forget_if_killed(path: Path) -> None:
+    with contextlib.suppress(OSError), _opened(path) as descriptor:
+        if _unlocked(descriptor):
+            _remove(path)
+
+
+def _remove(record: Path) -> None:
+    for path in (record.with_suffix(".sock"), record):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(record: Path) -> Iterator[int]:
+    descriptor = os.open(record, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def records_directory(uid: int) -> Path:
@@ -267,8 +290,9 @@ def records_directory(uid: int) -> Path:
     return Path(f"/tmp/xnatfs-{uid}")  # noqa: S108 (_make_private refuses a directory that others made)
 
 
-def _record_name(device: str) -> str:
-    return f"mount-{device.replace(':', '-')}.json"
+def _record_name(device: str, pid: int | str) -> str:
+    """The kernel gives a device number to the next mount while the process that served the last may still be ending."""
+    return f"mount-{device.replace(':', '-')}-{pid}.json"
 
 
 def _make_private(directory: Path) -> None:
@@ -289,10 +313,8 @@ def end_of(device: str, uid: int, limit_s: float) -> Iterator[None]:
     Raises:
         XnatfsError: it is still there after ``limit_s``.
     """
-    try:
-        path = records_directory(uid) / _record_name(device)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    descriptor = _lock_of(device, uid)
+    if descriptor is None:
         yield
         return
     try:
@@ -313,6 +335,24 @@ def end_of(device: str, uid: int, limit_s: float) -> Iterator[None]:
             time.sleep(POLL_S)
     finally:
         os.close(descriptor)
+
+
+def _lock_of(device: str, uid: int) -> int | None:
+    """A descriptor of the record of a mount whose process lives; None when there is none."""
+    newest: tuple[int, int] | None = None  # when it was written, descriptor
+    for path in records_directory(uid).glob(_record_name(device, "*")):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # it has gone meanwhile
+        found = (os.fstat(descriptor).st_mtime_ns, descriptor)
+        if _unlocked(descriptor) or (newest is not None and newest > found):
+            os.close(descriptor)
+            continue
+        if newest is not None:
+            os.close(newest[1])
+        newest = found
+    return None if newest is None else newest[1]
 
 
 def _unlocked(descriptor: int) -> bool:

@@ -100,11 +100,11 @@ def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
         without_stop_signals(lambda: vfs.listdir("/"))
         fuse.mount(vfs, target, config.mount, fsname=fsname, ready=publish)
     finally:
+        record.remove()  # first: nothing is mounted any more, only the process takes a while to end
         for socket in control:
             socket.close()
         vfs.close()
         messages.close()
-        record.remove()
 
 
 def without_stop_signals(task: Callable[[], object]) -> None:

@@ -111,6 +111,8 @@ def _state(record: daemon.Recorded) -> dict[str, Any] | None:
         try:
             return ask(record.socket)
         except OSError as exc:
+            if not record.socket.with_suffix(".json").exists():
+                return None  # unmounted meanwhile
             return {**bare, "state": "silent", "why": str(exc.strerror or exc)}
     mounted = find_mount(record.mountpoint)
     if mounted is None or mounted.fs_type != OWN_TYPE or mounted.device != record.device:
