@@ -42,6 +42,12 @@ def has_caller() -> bool:
     return getattr(_thread, "caller", None) is not None
 
 
+def current() -> int:
+    """The system's ID of the thread that this one works for at the moment; 0 when there is none, or it is not known."""
+    caller = getattr(_thread, "caller", None)
+    return 0 if caller is None else caller()
+
+
 def wait(done: Callable[[float | None], bool], timeout_s: float | None = None) -> bool:
     """``done(timeout_s)``, a wait that says whether what it waited for has come.
 

@@ -67,6 +67,39 @@ def test_ls_l_costs_a_few_look_ups_a_directory_on_libfuse_3(mount_fake: MountFak
     assert mount.calls()["lookup"] <= MANY // 10
 
 
+def many_directories(mount: FakeMount, files: int = 40) -> list[str]:
+    """The paths of directories that a program is to walk through."""
+    for directory in range(6):
+        for number in range(files):
+            mount.tell("add", f"/walked/{directory}/{number:04d}.dcm", "x" * number)
+    return [str(mount.path / f"walked/{directory}") for directory in range(6)]
+
+
+def test_who_walks_for_names_gets_names_that_are_right_and_makes_no_look_up(mount_fake: MountFake) -> None:
+    mount = mount_fake("--fuse", "3")
+    paths = many_directories(mount)
+    before = mount.calls()["lookup"]
+    found = subprocess.run(["find", *paths, "-type", "f", "-printf", "%i %f\n"], capture_output=True, check=True).stdout
+    assert mount.calls()["lookup"] - before <= 6 * 2 + 1  # of the directories
+    shown = [line.split() for line in found.decode().splitlines()]
+    assert [name for _, name in shown] == [f"{number:04d}.dcm" for number in range(40)] * 6
+    # Those of the last directories came without attributes; asked for one by one they are right, inodes included.
+    for place, (ino, name) in enumerate(shown):
+        state = os.stat(f"{paths[place // 40]}/{name}")
+        assert (state.st_ino, state.st_size) == (int(ino), int(name[:4]))
+    assert mount.calls()["lookup"] - before >= 4 * 40
+
+
+def test_who_looks_at_all_files_asks_for_one_of_a_directory_once_in_a_while(mount_fake: MountFake) -> None:
+    mount = mount_fake("--fuse", "3")
+    paths = many_directories(mount)
+    before = mount.calls()["lookup"]
+    listed = subprocess.run(["ls", "-l", *paths], capture_output=True, text=True, check=True)
+    sizes = [int(line.split()[4]) for line in listed.stdout.splitlines() if line.endswith(".dcm")]
+    assert sizes == [*range(40)] * 6
+    assert mount.calls()["lookup"] - before <= 6 * 2 + 2
+
+
 def test_attributes_are_those_of_the_node(shared: FakeMount) -> None:
     found = os.stat(shared.path / "P1/S1/big.bin")
     assert found.st_size == len(BIG)

@@ -14,17 +14,20 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from xnatfs import callers
 from xnatfs.config import MountConfig
 from xnatfs.errors import CorruptContent, FuseError, StaleContent
-from xnatfs.frontends.fuse_binding import Library, load
-from xnatfs.frontends.fuse_session import Opened, Session
+from xnatfs.frontends.fuse_binding import AttributePacker, Library, load
+from xnatfs.frontends.fuse_interest import Interest, Wanted
+from xnatfs.frontends.fuse_session import Opened, Page, Session
 from xnatfs.frontends.mountpoint import detach
-from xnatfs.tree.vfs import Row, rows_of
+from xnatfs.tree.vfs import PlainFiles, rows_of
 
 if TYPE_CHECKING:
     from xnatfs.tree.vfs import ArchiveVFS, Handle, Node
@@ -39,6 +42,9 @@ thread costs about 30 KB."""
 NEGATIVE_TIMEOUT_S = 60.0  # at most: how long the kernel may believe that a name is not there
 READ_AHEAD_KIB = 1024  # the largest request of libfuse 3; 1.1 to 1.3 times the kernel's 128 KiB, measured
 TOLD_LIMIT = 200_000  # files whose attributes in the kernel are remembered, at about 150 bytes each
+
+DOTS = 2  # entries of a directory before its children: "." and ".."
+PAGE = 1024  # entries handed to libfuse at once: more than it takes in one call, so that few are prepared in vain
 
 STOP_GRACE_S = 2.0  # for calls under way to end by themselves once a signal has come
 STOP_LIMIT_S = 15.0  # for them to end once the VFS is closed as well; then the process goes without them
@@ -58,6 +64,17 @@ class _OpenFile(NamedTuple):
     version: tuple[str, str]
 
 
+class _OpenDirectory:
+    __slots__ = ("children", "has_files_only", "node", "path", "wanted")
+
+    def __init__(self, path: str, node: Node, children: Sequence[Node]) -> None:
+        self.path = path  # "" for the root
+        self.node = node
+        self.children = children
+        self.has_files_only = isinstance(children, PlainFiles) or not any(node.is_dir for node in children)
+        self.wanted = Wanted.ALL  # until the kernel asks for attributes
+
+
 class Operations:
     """The file system as libfuse sees it: read-only, attributes and names from memory, bytes through handles.
 
@@ -70,13 +87,15 @@ class Operations:
       belong to the other.
     """
 
-    def __init__(self, vfs: ArchiveVFS, pack: Callable[[int, bool, int, int], bytes]) -> None:
+    def __init__(self, vfs: ArchiveVFS, packer: AttributePacker) -> None:
         self._vfs = vfs
         self._pread_into = vfs.pread_into
-        self._pack = pack
+        self._packer = packer
+        self._pack = packer.pack
         self._numbers = itertools.count(1)
         self._files: dict[int, _OpenFile] = {}
-        self._directories: dict[int, tuple[str, Node, Sequence[Node]]] = {}
+        self._directories: dict[int, _OpenDirectory] = {}
+        self._interest = Interest()
         self._told: dict[int, int] = {}  # hash of a path -> hash of the attributes that the kernel holds for it
         self._lock = threading.Lock()
         self._versions: dict[str, dict[tuple[str, str], int]] = {}  # guarded by _lock: open handles by path and version
@@ -86,6 +105,8 @@ class Operations:
         node = self._vfs.lookup(path)
         if not node.is_dir:
             self._tell(path, node.size, node.mtime_ns)
+            if self._interest.watched:
+                self._interest.looked_at(path)
         return self._packed(node)
 
     def _packed(self, node: Node) -> bytes:
@@ -150,31 +171,54 @@ class Operations:
 
     def opendir(self, path: str) -> int:
         """A handle on the directory as it is now: paging through it is not disturbed by a refreshed listing."""
-        entry = (path.rstrip("/") + "/", self._vfs.lookup(path), self._vfs.listdir(path))
+        directory = _OpenDirectory(path.rstrip("/"), self._vfs.lookup(path), self._vfs.listdir(path))
         fh = next(self._numbers)
-        self._directories[fh] = entry
+        self._directories[fh] = directory
         return fh
 
-    def entries(self, fh: int, start: int) -> Iterator[tuple[bytes, bytes | None, bool]]:
-        _, node, children = self._directories[fh]
-        dots = ((b".", self._packed(node), False), (b"..", None, False))
-        rows = rows_of(children, max(start - 2, 0))
-        return itertools.chain(dots[max(start, 0) :], map(self._packed_row, rows))
-
-    def _packed_row(self, row: Row) -> tuple[bytes, bytes, bool]:
-        name, ino, size, mtime_ns, is_dir = row
-        return name.encode(), self._pack(ino, is_dir, size, mtime_ns), size >= 0  # or the kernel must ask for the size
+    def page(self, fh: int, start: int, with_attributes: bool) -> Page | None:
+        directory = self._directories[fh]
+        children = directory.children
+        first = max(start - DOTS, 0)
+        if start >= DOTS and first >= len(children):
+            return None
+        if with_attributes and not start and directory.has_files_only:
+            directory.wanted = self._interest.wanted(callers.current(), directory.path, len(children))
+        wanted = directory.wanted if with_attributes else Wanted.NAMES
+        rows = rows_of(children, first, first + PAGE)
+        names: Iterable[bytes] = map(str.encode, rows.names)
+        attributes: Iterable[bytes | None]
+        complete: Iterable[bool]
+        if wanted is Wanted.NAMES and directory.has_files_only:
+            attributes, complete = self._packer.pack_types(rows.inos), repeat(False)
+        else:
+            sizes, are_dirs = list(rows.sizes), list(rows.are_dirs)
+            attributes = map(self._pack, rows.inos, are_dirs, sizes, rows.mtimes_ns)
+            complete = [size >= 0 for size in sizes]  # or the kernel must ask for the size
+            if wanted is Wanted.TRIAL and not first and complete:
+                complete[0] = False
+        if start < DOTS:
+            names = itertools.chain((b".", b"..")[start:], names)
+            attributes = itertools.chain((self._packed(directory.node), None)[start:], attributes)
+            complete = itertools.chain((False, False)[start:], complete)
+        return Page(names, attributes, complete)
 
     def taken(self, fh: int, start: int, stop: int) -> None:
         """The kernel has the attributes of these entries now."""
-        prefix, _, children = self._directories[fh]
-        count = stop - max(start, 2)
-        if count > 0:
-            for name, _, size, mtime_ns, is_dir in itertools.islice(rows_of(children, max(start - 2, 0)), count):
-                if size >= 0 and not is_dir:
-                    self._told[hash(prefix + name)] = hash((size, mtime_ns))
-            if len(self._told) >= TOLD_LIMIT:
-                self._told.clear()  # costs one more look-up at each file's next open
+        directory = self._directories[fh]
+        start, stop = max(start - DOTS, 0), stop - DOTS
+        if directory.wanted is Wanted.NAMES or stop <= start:
+            return
+        rows = rows_of(directory.children, start, stop)
+        ours = zip(rows.names, rows.sizes, rows.mtimes_ns, rows.are_dirs, strict=True)
+        if directory.wanted is Wanted.TRIAL and not start:
+            next(ours)
+        prefix = f"{directory.path}/"
+        for name, size, mtime_ns, is_dir in ours:
+            if size >= 0 and not is_dir:
+                self._told[hash(prefix + name)] = hash((size, mtime_ns))
+        if len(self._told) >= TOLD_LIMIT:
+            self._told.clear()  # costs one more look-up at each file's next open
 
     def releasedir(self, fh: int) -> None:
         del self._directories[fh]
@@ -229,7 +273,7 @@ def mount(
     uid = os.getuid() if config.uid is None else config.uid
     gid = os.getgid() if config.gid is None else config.gid
     packer = library.attribute_packer(uid, gid, config.umask)
-    session = Session(library, Operations(vfs, packer.pack))
+    session = Session(library, Operations(vfs, packer))
     # libfuse's own signal handlers wait for calls under way, however long; so a thread of ours takes the signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     messages = LibfuseMessages()

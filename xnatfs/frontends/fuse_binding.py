@@ -11,8 +11,9 @@ import importlib
 import os
 import stat
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from xnatfs.errors import FuseError
@@ -110,17 +111,26 @@ class AttributePacker:
         self._file = [file[start:stop] for start, stop in gaps]
         self._directory = [directory[start:stop] for start, stop in gaps]
         self._packed_times: dict[tuple[bool, int], bytes] = {}  # files that are listed together share their time
+        plain, at = self.pack(0, False, 0, 0), layout.st_ino.offset
+        self._before_ino, self._after_ino = plain[:at], plain[at + 8 :]
+        self._bare_file = struct.Struct(f"={at}sQ{self.size - at - 8}s").pack
 
     def pack(self, ino: int, is_dir: bool, size: int, mtime_ns: int) -> bytes:
-        a, b, c, *more = self._directory if is_dir else self._file
-        times = self._packed_times.get((is_dir, mtime_ns))
-        if times is None:
-            d, e, f, g = more
-            s, ns = divmod(mtime_ns, 1_000_000_000)
-            if len(self._packed_times) >= TIMES_KEPT:
-                self._packed_times.clear()
-            times = self._packed_times[is_dir, mtime_ns] = self._times(d, s, ns, e, s, ns, f, s, ns, g)
+        a, b, c, *_ = self._directory if is_dir else self._file
+        times = self._packed_times.get((is_dir, mtime_ns)) or self._pack_times(is_dir, mtime_ns)
         return self._fields(a, ino, b, size, c, (size + 511) // 512, times)
+
+    def _pack_times(self, is_dir: bool, mtime_ns: int) -> bytes:
+        *_, d, e, f, g = self._directory if is_dir else self._file
+        s, ns = divmod(mtime_ns, 1_000_000_000)
+        if len(self._packed_times) >= TIMES_KEPT:
+            self._packed_times.clear()
+        times = self._packed_times[is_dir, mtime_ns] = self._times(d, s, ns, e, s, ns, f, s, ns, g)
+        return times
+
+    def pack_types(self, inos: Iterable[int]) -> Iterator[bytes]:
+        """Of files: type and inode alone, which is what a directory's entry has without its attributes."""
+        return map(self._bare_file, repeat(self._before_ino), inos, repeat(self._after_ino))
 
 
 def _layout(layout: Any, size: int) -> tuple[Callable[..., bytes], Callable[..., bytes], list[tuple[int, int]]]:
