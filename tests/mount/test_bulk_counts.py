@@ -65,6 +65,13 @@ def test_a_scan_of_1000_files_is_copied_by_one_zip_and_nothing_comes_twice(serve
     assert sent <= 1.05 * sum(map(len, copied.values()))
 
 
+def test_inodes_order_a_scan_as_its_zip_does(server: DemoServer, tmp_path: Path) -> None:
+    """`cp` reads a directory by inode: so it follows the stream, and what is ahead of it stays in memory."""
+    with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+        by_inode = sorted(os.scandir(mount.path / SCAN_OF_1000), key=lambda entry: entry.inode())
+        assert [entry.name for entry in by_inode] == sorted(true_md5s(server, "XNAT_E10001"))
+
+
 def test_sampling_one_header_of_each_scan_asks_for_no_zip(server: DemoServer, tmp_path: Path) -> None:
     with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
         for scan in sorted((mount.path / SESSION_OF_20_SCANS).iterdir()):

@@ -100,6 +100,15 @@ def test_who_looks_at_all_files_asks_for_one_of_a_directory_once_in_a_while(moun
     assert mount.calls()["lookup"] - before <= 6 * 2 + 2
 
 
+def test_a_copy_that_reads_all_names_first_looks_no_file_up_on_libfuse_3(mount_fake: MountFake) -> None:
+    mount = mount_fake("--fuse", "3")
+    names = os.listdir(mount.path / "many")
+    assert len(names) == MANY
+    for name in names:
+        (mount.path / "many" / name).read_bytes()
+    assert mount.calls()["lookup"] <= 10
+
+
 def test_attributes_are_those_of_the_node(shared: FakeMount) -> None:
     found = os.stat(shared.path / "P1/S1/big.bin")
     assert found.st_size == len(BIG)

@@ -199,8 +199,9 @@ def test_inodes_are_distinct_nonzero_and_fit_63_bits(vfs: ArchiveVFS) -> None:
 
 
 def test_the_inode_of_a_path_is_the_same_in_every_release() -> None:
-    vfs, _ = build_vfs(MemoryArchive({"P": {"a": b""}}))
+    vfs, _ = build_vfs(MemoryArchive({"P": {"a": b"", "a-7.dcm": b""}}))
     assert vfs.lookup("/P/a").ino == 0x5E37E004D576AF6D
+    assert vfs.lookup("/P/a-7.dcm").ino == 0x3BBEBBF313C67
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

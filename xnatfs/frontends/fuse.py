@@ -41,6 +41,11 @@ thread costs about 30 KB."""
 
 NEGATIVE_TIMEOUT_S = 60.0  # at most: how long the kernel may believe that a name is not there
 READ_AHEAD_KIB = 1024  # the largest request of libfuse 3; 1.1 to 1.3 times the kernel's 128 KiB, measured
+UNPROVEN = 5000
+"""Entries behind the first reply of a directory that bring their attributes although nobody has looked at a file since
+the last of them. ``cp -r``, which takes all names first, then needs no look-up a file; ``find`` in directories of many
+thousand files has the kernel and libfuse remember 200 bytes for so many of them at most."""
+
 TOLD_LIMIT = 200_000  # files whose attributes in the kernel are remembered, at about 150 bytes each
 
 DOTS = 2  # entries of a directory before its children: "." and ".."
@@ -97,6 +102,7 @@ class Operations:
         self._directories: dict[int, _OpenDirectory] = {}
         self._interest = Interest()
         self._told: dict[int, int] = {}  # hash of a path -> hash of the attributes that the kernel holds for it
+        self._unproven = 0  # see UNPROVEN; about right is enough
         self._lock = threading.Lock()
         self._versions: dict[str, dict[tuple[str, str], int]] = {}  # guarded by _lock: open handles by path and version
         self._mixed: set[str] = set()  # guarded by _lock: paths whose cached pages may be of an older version
@@ -104,6 +110,7 @@ class Operations:
     def getattr(self, path: str) -> bytes:
         node = self._vfs.lookup(path)
         if not node.is_dir:
+            self._unproven = 0
             self._tell(path, node.size, node.mtime_ns)
             if self._interest.watched:
                 self._interest.looked_at(path)
@@ -120,6 +127,7 @@ class Operations:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def open(self, path: str) -> Opened:
+        self._unproven = 0
         handle = self._vfs.open(path)
         node = handle.node
         if self._told.get(hash(path)) != hash((node.size, node.mtime_ns)):
@@ -182,8 +190,11 @@ class Operations:
         first = max(start - DOTS, 0)
         if start >= DOTS and first >= len(children):
             return None
-        if with_attributes and not start and directory.has_files_only:
-            directory.wanted = self._interest.wanted(callers.current(), directory.path, len(children))
+        if with_attributes and directory.has_files_only:
+            if not start:
+                directory.wanted = self._interest.wanted(callers.current(), directory.path, len(children))
+            elif self._unproven >= UNPROVEN:
+                directory.wanted = Wanted.NAMES
         wanted = directory.wanted if with_attributes else Wanted.NAMES
         rows = rows_of(children, first, first + PAGE)
         names: Iterable[bytes] = map(str.encode, rows.names)
@@ -209,6 +220,8 @@ class Operations:
         start, stop = max(start - DOTS, 0), stop - DOTS
         if directory.wanted is Wanted.NAMES or stop <= start:
             return
+        if start:
+            self._unproven += stop - start
         rows = rows_of(directory.children, start, stop)
         ours = zip(rows.names, rows.sizes, rows.mtimes_ns, rows.are_dirs, strict=True)
         if directory.wanted is Wanted.TRIAL and not start:

@@ -46,6 +46,7 @@ beyond ten idle ones, so the number must have an end: 20 MB, after which new thr
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 FILL_FLAGS = (0, 2)  # libfuse 3, enum fuse_fill_dir_flags: 2 when the attributes passed are complete
 READDIR_PLUS = 1  # libfuse 3, enum fuse_readdir_flags: the kernel takes attributes with this reply
+READDIR_PLUS_AUTO = 1 << 14  # libfuse 3, fuse_common.h: the kernel takes them with a directory's first reply only
 BUFFER_WRITABLE = 0x200  # CPython, PyBUF_WRITE
 
 WRITES = (
@@ -281,6 +282,7 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
 
     def init_3(self: Any, conn: Any, config: Any) -> None:
         base.init_fuse_3(self, conn, config)  # mfusepy sets use_ino in config here
+        conn.contents.want &= ~READDIR_PLUS_AUTO  # ``page`` knows better
         _widen(conn.contents)
         on_init()
 

@@ -46,8 +46,8 @@ KEEP_AHEAD = 4
 """Members that may wait for their MD5: a burst should not stop the socket, and each may have 8 MiB."""
 
 PATIENCE_S = 1.0
-"""Seconds a reader waits at least for a member that is to come. Programs read folders in any order (``cp`` sorts by
-inode), and what is fetched beside the stream comes twice."""
+"""Seconds a reader waits at least for a member that is to come. Programs read folders in any order, and what
+is fetched beside the stream comes twice."""
 
 PATIENCE_BYTES = 32
 """... and until this many times the bytes of its file have passed: so at most a thirtieth comes twice."""

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple, overload
 
-from xxhash import xxh3_64_intdigest
-
 from xnatfs.archives.base import Archive
 from xnatfs.config import TreeConfig
 from xnatfs.errors import NotFound, StaleContent
 from xnatfs.model import Entry
 from xnatfs.reading.reader import BlockReader, OpenFile
 from xnatfs.tree.crawl import Crawl
+from xnatfs.tree.inodes import inode_of, inodes_of_files
 from xnatfs.tree.listing import ListingCache
 from xnatfs.tree.table import Names, Table
 
@@ -36,7 +35,6 @@ should a front end pass it on. ``lookup`` always knows."""
 OPENED_KEPT = 65_536
 """Paths whose last opened content is remembered, at about 250 bytes each. A forgotten one costs its page cache."""
 
-_INO_MASK = (1 << 63) - 1  # inodes are signed in some programs, tar and Java among them
 _NOTHING = Table(())
 _NOT_IN_MEMORY = Entry("", "", False)  # compared by identity
 _RESTARTS = 8  # of a walk during which listings changed; a guess, two are rare
@@ -48,7 +46,7 @@ class Node:
 
     Attributes:
         name: Safe, unique in its directory; "" for the root.
-        ino: Hash (XXH3, 63 bits, not 0) of the node's path inside the archive: the same on every mount and after every
+        ino: Made of the node's path inside the archive (``tree/inodes.py``): the same on every mount and after every
             remount, whichever directory of the archive is mounted. An alias has the inode of what it stands for.
         size: Bytes; 0 for directories; ``UNKNOWN_SIZE`` from ``listdir`` only.
     """
@@ -95,7 +93,7 @@ class PlainFiles(Sequence[Node]):
         self._directory = directory
         self._columns = names.columns
         self._names = names.columns.column("name")
-        self._inos = [_ino(above + name) for name in self._names]
+        self._inos = inodes_of_files(above, self._names)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -224,7 +222,7 @@ class ArchiveVFS:
         self._clock = listings.clock
         self._inside = _names_of(inside)
         self._crawl = Crawl(
-            listings.listing, listings.fetch, listings.touch, _ino, listings.ahead, listings.room, listings.clock
+            listings.listing, listings.fetch, listings.touch, inode_of, listings.ahead, listings.room, listings.clock
         )
         self._lock = threading.Lock()
         self._generation = listings.generation  # guarded by _lock; that of all in _directories
@@ -359,7 +357,7 @@ class ArchiveVFS:
         else:
             # Asking for "/" alone costs no request: a mount answers before the first listing is there.
             directory = self._directories.get("") or _Directory("", self._archive.root(), _NOTHING, 0.0)
-        return directory, Node("", directory.entry, _ino(directory.canonical), 0, directory.entry.mtime_ns, True)
+        return directory, Node("", directory.entry, inode_of(directory.canonical), 0, directory.entry.mtime_ns, True)
 
     def _show(self, directory: _Directory) -> Sequence[Node]:
         names = directory.table.names
@@ -507,11 +505,8 @@ class ArchiveVFS:
 
 def _node(parent: str, name: str, entry: Entry) -> Node:
     size = 0 if entry.is_dir else UNKNOWN_SIZE if entry.size is None else entry.size
-    return Node(name, entry, _ino(f"{parent}/{name}"), size, entry.mtime_ns, entry.is_dir)
-
-
-def _ino(path: str) -> int:
-    return xxh3_64_intdigest(path.encode()) & _INO_MASK or 1
+    ino = inode_of(f"{parent}/{name}") if entry.is_dir else inodes_of_files(f"{parent}/", (name,))[0]
+    return Node(name, entry, ino, size, entry.mtime_ns, entry.is_dir)
 
 
 def _content(entry: Entry) -> int:
