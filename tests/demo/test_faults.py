@@ -227,6 +227,13 @@ def test_half_range_is_an_honest_206_of_less_than_asked_for(server: DemoServer, 
     assert body == content[1000:1500]
 
 
+def test_whole_is_a_200_of_the_whole_file_in_place_of_a_part(server: DemoServer, wire: Any, content: bytes) -> None:
+    server.switch(range=True)
+    server.fault("anatomical", "whole")
+    status, headers, body = wire(headers={"Range": "bytes=1000-1999"})
+    assert (status, "Content-Range" in headers, body) == (200, False, content)
+
+
 def test_bare_206_does_not_say_what_it_holds(server: DemoServer, wire: Any, content: bytes) -> None:
     server.switch(range=True)
     server.fault("anatomical", "bare_206")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import unicodedata
@@ -211,6 +212,69 @@ def test_hostile_names_of_subjects_and_experiments_stay_in_the_tree(
     for name in os.listdir(front.path / "DEMO") if not outcome.code else []:
         assert name not in (".", "..") and len(os.fsencode(name)) <= 255
     front.liar.rules.clear()
+
+
+def test_hostile_names_of_projects_stay_in_the_tree(
+    server: DemoServer, truth: dict[str, TrueFile], tmp_path: Path
+) -> None:
+    def change(answer: Answer) -> Answer:
+        rows = answer.rows()
+        return answer.with_rows(rows + [{**rows[0], "ID": name, "name": name} for name in NAMES])
+
+    with Liar(server.port) as liar:
+        liar.lie(r"GET /data/projects\?", change)
+        with mounted(liar.url, tmp_path, "--timeout", f"{2 * TIMEOUT_S}s", user="demo", password="demo") as mount:
+            names = os.listdir(mount.path)
+            assert "DEMO" in names and len(names) == len(set(names))
+            for name in names:
+                assert name not in (".", "..") and len(os.fsencode(name)) <= 255
+                assert os.path.realpath(mount.path / name) == str(mount.path / name)
+                outcome = ls(mount.path / name, BOUND_S)
+                assert outcome.errno in FAILED | {errno.ENOENT, errno.EACCES} if outcome.code else outcome.output
+            assert_honest(Front(server, liar, mount), truth)
+
+
+@pytest.mark.parametrize("names", ["label", pytest.param("cat_id", marks=pytest.mark.slow)])
+def test_hostile_names_of_resources_stay_in_the_tree(front: Front, truth: dict[str, TrueFile], names: str) -> None:
+    def change(answer: Answer) -> Answer:
+        rows = answer.rows()
+        model = next(row for row in rows if row["label"] == "QC")
+        added = [{**model, "xnat_abstractresource_id": f"9{n}", names: name} for n, name in enumerate(NAMES)]
+        return answer.with_rows(rows + added)
+
+    front.liar.lie(r"GET /data/experiments/XNAT_E00001/resources\?", change)
+    assert_walks_or_fails(front, truth)
+
+
+@pytest.mark.parametrize("field", ["ID", pytest.param("type", marks=pytest.mark.slow)])
+def test_hostile_names_of_scans_stay_in_the_tree(front: Front, truth: dict[str, TrueFile], field: str) -> None:
+    def change(answer: Answer) -> Answer:
+        assert isinstance(answer.body, bytes)
+        document = json.loads(answer.body)
+        (scans,) = (each for each in document["items"][0]["children"] if each["field"] == "scans/scan")
+        model = scans["items"][0]
+        for number, name in enumerate(NAMES):
+            fields = {**model["data_fields"], "ID": f"9{number}", field: name}
+            scans["items"].append({**model, "data_fields": fields})
+        answer.body = json.dumps(document).encode()
+        return answer
+
+    front.liar.lie(r"GET /data/experiments/XNAT_E00001\?", change)
+    assert_walks_or_fails(front, truth)
+
+
+def assert_walks_or_fails(front: Front, truth: dict[str, TrueFile]) -> None:
+    """The session shows all its honest files beside what is made up, or is an errno until the lie has ended."""
+    honest = {path for path in truth if path.startswith("DEMO_001/DEMO_001_MR1/scans/2-T2w/")}
+    outcome = ls(front.path / SESSION, BOUND_S)
+    if outcome.code:
+        assert outcome.errno in FAILED
+    else:
+        found = {str(file.relative_to(front.path / "DEMO")) for file in assert_safe(front)}
+        assert honest <= found
+        assert_honest(front, truth)
+    front.liar.rules.clear()
+    assert_soon_honest(front, truth)
 
 
 def test_deep_nesting_neither_hangs_nor_ends_the_mount(front: Front, truth: dict[str, TrueFile]) -> None:

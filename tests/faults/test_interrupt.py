@@ -99,6 +99,20 @@ def test_umount_works_once_stuck_readers_are_killed(stuck: tuple[Bench, list[sub
     assert process.wait(5 * SOON_S) == 0
 
 
+def test_umount_beside_stuck_readers_names_who_holds_the_mount_and_leaves_it(
+    stuck: tuple[Bench, list[subprocess.Popen[bytes]]],
+) -> None:
+    bench, readers = stuck
+    environment = user_environment(bench.mount.room / "home", "demo", "demo")
+    started = time.monotonic()
+    done = xnatfs("umount", bench.mount.path, environment=environment)
+    assert (done.returncode, time.monotonic() - started < 8 * SOON_S) == (1, True), done.stderr
+    assert "cat" in done.stderr
+    assert is_mounted(bench.mount.path)
+    assert all(reader.poll() is None for reader in readers)
+    assert b"BENCH_1" in ls(bench.mount.path / "BENCH", SOON_S).output
+
+
 def test_killed_readers_leave_room_for_others(stuck: tuple[Bench, list[subprocess.Popen[bytes]]]) -> None:
     bench, readers = stuck
     for reader in readers:

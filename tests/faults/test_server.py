@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ SESSION = "DEMO_001/DEMO_001_MR1"
 SERIES = f"{SESSION}/scans/2-T2w/DICOM"
 PATIENT_S = 10.0  # --timeout where all retries are to have their time
 COPY_S = 110.0
+SLICES = 12
 ANY_STATUS = (500, 502, 503, 504)
 ODD = "ODDITIES/ODD_1/ODD_1_MR/resources/names"
 
@@ -142,19 +144,70 @@ def test_cp_copies_or_names_each_file_while_half_of_all_requests_fail(
     assert (assert_right_or_named(tmp_path / "again", files, again), again.code) == (len(files), 0), again.said
 
 
-def test_dcm2niix_makes_the_same_image_through_a_tenth_of_failures(
-    server: DemoServer, mount: Mount, truth: dict[str, TrueFile], tmp_path: Path
-) -> None:
-    storm(server, 0.1, (502, 503, 504))
-    convert(mount.path / "DEMO" / SERIES, tmp_path / "stormy")
-    server.clear_faults()
-    calm = tmp_path / "calm source"
-    calm.mkdir()
+@pytest.fixture(scope="module")
+def calm_image(server: DemoServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What dcm2niix makes of the series as it is on the server."""
+    source, made = tmp_path_factory.mktemp("calm source"), tmp_path_factory.mktemp("calm")
     for row in server.truth("DEMO"):
         if row["experiment"] == "DEMO_001_MR1" and row["item"] == "2":
-            (calm / row["name"]).write_bytes(server.content(row["uri"]))
-    convert(calm, tmp_path / "calm")
-    assert images(tmp_path / "stormy") == images(tmp_path / "calm") != {}
+            (source / row["name"]).write_bytes(server.content(row["uri"]))
+    assert convert(source, made) == SLICES
+    assert len(images(made)) == 1
+    return images(made)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "more"),
+    [
+        pytest.param((502, 503, 504), {}, id="10 %"),
+        pytest.param((503,), {"retry_after": "1"}, id="10 % with Retry-After", marks=pytest.mark.slow),
+        pytest.param((429,), {}, id="10 % of 429", marks=pytest.mark.slow),
+    ],
+)
+def test_dcm2niix_makes_the_same_image_through_a_tenth_of_failures(
+    server: DemoServer,
+    mount: Mount,
+    calm_image: dict[str, str],
+    tmp_path: Path,
+    statuses: tuple[int, ...],
+    more: dict[str, Any],
+) -> None:
+    storm(server, 0.1, statuses, **more)
+    assert convert(mount.path / "DEMO" / SERIES, tmp_path) == SLICES
+    assert images(tmp_path) == calm_image
+
+
+@pytest.mark.parametrize(
+    ("share", "statuses", "more"),
+    [
+        pytest.param(0.5, ANY_STATUS, {}, id="50 % of all"),
+        pytest.param(0.1, (500,), {}, id="10 % of 500", marks=pytest.mark.slow),
+        pytest.param(0.5, (503,), {"retry_after": "1"}, id="50 % with Retry-After", marks=pytest.mark.slow),
+        *(pytest.param(0.5, (status,), {}, id=f"50 % of {status}", marks=pytest.mark.slow) for status in ANY_STATUS),
+    ],
+)
+def test_dcm2niix_makes_the_same_image_or_misses_slices_and_says_so_while_half_of_all_requests_fail(
+    server: DemoServer,
+    mount: Mount,
+    calm_image: dict[str, str],
+    tmp_path: Path,
+    share: float,
+    statuses: tuple[int, ...],
+    more: dict[str, Any],
+) -> None:
+    """dcm2niix leaves out a file whose read fails, and says how many it has: all of them make the right image."""
+    stormy, again = tmp_path / "stormy", tmp_path / "again"
+    stormy.mkdir()
+    again.mkdir()
+    storm(server, share, statuses, **more)
+    if convert(mount.path / "DEMO" / SERIES, stormy, whole=False) == SLICES:
+        assert images(stormy) == calm_image
+    else:
+        assert images(stormy) != calm_image
+    server.clear_faults()
+    time.sleep(1.1)  # a failed listing is not asked for again within a second
+    assert convert(mount.path / "DEMO" / SERIES, again) == SLICES
+    assert images(again) == calm_image
 
 
 NIBABEL = "import nibabel, sys; print(nibabel.load(sys.argv[1]).get_fdata().tobytes().hex()[:100000])"
@@ -193,10 +246,12 @@ def test_rsync_tar_nibabel_and_pydicom_read_the_truth_through_a_tenth_of_failure
         assert seen[0].output == seen[1].output != b""
 
 
-def convert(source: Path, to: Path) -> None:
-    to.mkdir()
+def convert(source: Path, to: Path, whole: bool = True) -> int:
+    """How many files dcm2niix has found; with ``whole`` it must have ended well."""
     outcome = run_tool(["dcm2niix", "-b", "n", "-z", "n", "-f", "%p_%s", "-o", to, source], COPY_S)
-    assert outcome.code == 0, outcome.output.decode() + outcome.said
+    assert outcome.code == 0 or not whole, outcome.output.decode() + outcome.said
+    found = re.search(rb"Found (\d+) DICOM", outcome.output)
+    return int(found.group(1)) if found else 0
 
 
 def images(folder: Path) -> dict[str, str]:
@@ -249,11 +304,22 @@ def test_a_restart_in_mid_read_gives_right_bytes_or_an_errno_and_heals(
         assert part.data == true[60 * MIB : 61 * MIB]
 
 
+def test_a_server_that_ceases_to_honour_ranges_in_mid_read_gives_right_bytes(server: DemoServer, hasty: Mount) -> None:
+    """As when requests come to lie with another proxy."""
+    row = next(row for row in server.truth("BIG") if row["name"] == "bold_100m.nii")
+    true = server.content(row["uri"])
+    path = hasty.path / "BIG/BIG_1/BIG_1_MR/scans/3-bold100m/NIFTI/bold_100m.nii"
+    with Handle(path, BOUND_S) as handle:
+        for ranges, at in ((True, 20 * MIB), (False, 21 * MIB), (False, 0), (True, 70 * MIB), (False, 30 * MIB)):
+            server.switch(range=ranges)
+            assert handle.pread(MIB, at).data == true[at : at + MIB]
+
+
 LISTING_FAULTS: list[tuple[str, dict[str, Any], frozenset[int]]] = [
     (kind, {"kind": kind}, FAILED)
     for kind in (
         "close", "garbage", "gzip_encoding", "chunked_cut", "length_minus_one", "length_plus_one", "length_doubled",
-        "stall", "drip", "multipart", "bare_206",
+        "stall", "drip", "multipart", "bare_206", "html", "empty", "parent_item",
     )
 ]  # fmt: skip
 LISTING_FAULTS += [

@@ -212,3 +212,53 @@ def test_a_wrong_digest_is_an_error_and_nothing_of_it_is_kept():
     assert archive.calls["open_range"] == 2  # asked for once more: it could have been damaged on its way
     reader.release(file)
     reader.close()
+
+
+class WrongAtFirst(MemoryArchive):
+    """Its first body is of the right length and version, and of other bytes."""
+
+    def __init__(self, data: bytes, chunk_size: int) -> None:
+        super().__init__({"f": data}, ranged=False, digests=True, chunk_size=chunk_size)
+        self._wrong = MemoryArchive({"f": bytes(byte ^ 1 for byte in data)}, ranged=False, chunk_size=chunk_size)
+        self._opened = 0
+
+    def open_range(self, entry, start, stop):
+        self._opened += 1
+        return (self._wrong if self._opened == 1 else super()).open_range(entry, start, stop)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.sampled_from([300 * KIB, 700 * KIB, 2 * MIB]),
+    step=st.sampled_from([4 * KIB, 100 * KIB, 128 * KIB, 4 * MIB]),
+    readers=st.integers(1, 4),
+    chunk_size=st.sampled_from([1000, 64 * KIB, MIB]),
+)
+def test_a_body_that_proves_wrong_is_mixed_into_no_reading(size, step, readers, chunk_size):
+    data = content(size)
+    archive = WrongAtFirst(data, chunk_size)
+    patient = replace(CONFIG, idle_s=5.0)  # the body passes to its end, which is where it proves wrong
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), patient, 128 * KIB)
+    wrong = []
+
+    def read() -> None:
+        file = reader.open(the_file(archive))
+        try:
+            got = b"".join(reader.pread(file, at, step) for at in range(0, size, step))
+        except ArchiveError:
+            return
+        finally:
+            reader.release(file)
+        if got != data:
+            wrong.append(got)
+
+    threads = [threading.Thread(target=read) for _ in range(readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    file = reader.open(the_file(archive))
+    assert reader.pread(file, 0, size) == data
+    reader.release(file)
+    reader.close()
+    assert not wrong

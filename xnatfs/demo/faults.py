@@ -172,6 +172,15 @@ def _half_range(fault: Fault, reply: Reply, range_header: str) -> Reply:
     return reply
 
 
+def _whole(fault: Fault, reply: Reply, range_header: str) -> Reply:
+    """200 and the whole file, whatever part was asked for: as if there were no Range."""
+    if reply.whole is not None:
+        reply.status = 200
+        reply.body = reply.whole
+        reply.headers.pop("Content-Range", None)
+    return reply
+
+
 def _bare_206(fault: Fault, reply: Reply, range_header: str) -> Reply:
     reply.status = 206
     reply.headers.pop("Content-Range", None)
@@ -300,6 +309,7 @@ KINDS: dict[str, Callable[[Fault, Reply, str], Reply]] = {
     "bare_206": _bare_206,
     "content_range": _content_range,
     "half_range": _half_range,
+    "whole": _whole,
     "wrong_range": _wrong_range,
     "multipart": _multipart,
     "garbage": _garbage,

@@ -89,8 +89,8 @@ class Flight:
         self.claim: Claim | None = None
         self.error: ArchiveError | None = None  # guarded by cond, set once
         self.transfers: tuple[Transfer, ...] = ()  # replaced under cond, read without
-        self.rejections = 0  # bodies whose digest was wrong; written by the one transfer that sees it
-        self.served = False  # True once bytes of this version have gone to a reader
+        self.rejections = 0  # guarded by cond: bodies whose digest was wrong
+        self.served = False  # guarded by cond: True once bytes of this version have gone to a reader
         self.started = False  # True once a transfer has been
         self.gave_way = 0  # guarded by cond: transfers that others were let by
         self.moved = 0  # guarded by cond, like all down to workers; read without for advice
@@ -133,6 +133,26 @@ class Flight:
             if self.error is None:
                 self.error = error
             self.wake_all()
+
+    def reject(self, transfer: Transfer, error: ArchiveError) -> None:
+        """A whole body has proved wrong: nothing of it may go to a reader any more, and if some has, no more at all."""
+        with self.cond:
+            self.rejections += 1
+            self._kept = []
+            self.remove(transfer)
+            if self.error is None and (self.served or self.rejections > 1):
+                self.error = error
+            self.wake_all()
+
+    def gives_out(self, rejections: int) -> bool:
+        """Whether bytes may go to a reader that were gathered since so many bodies had been rejected."""
+        if self.served:  # without the lock: a body that is rejected after this fails the version, as that finds it so
+            return self.rejections == rejections
+        with self.cond:
+            if self.rejections != rejections:
+                return False
+            self.served = True
+            return True
 
     def raise_error(self) -> None:
         error = self.error

@@ -183,6 +183,7 @@ class BlockReader:
         if window == 0 and self._slots.ranged:
             self._look_ahead(file)
         at = offset
+        rejections = flight.rejections
         while at < stop:
             block_stop = min(stop, (at // self._block_size + 1) * self._block_size)
             target = buffer[at - offset : block_stop - offset]
@@ -195,8 +196,9 @@ class BlockReader:
                 if stop == flight.size > self._block_size and file.folder is not None:
                     self._bulk.fetched(flight, file.folder)
             at += count
+            if at == stop and not flight.gives_out(rejections):
+                at, rejections = offset, flight.rejections  # a part is of a body that has proved wrong meanwhile
         self._stats.read_bytes += stop - offset
-        flight.served = True
         return stop - offset
 
     def cached_bytes(self, entry: Entry) -> int:

@@ -463,9 +463,7 @@ class Transfer:
             f"{flight.entry.key}: the MD5 of the bytes received differs from the archive's catalog",
             "damaged on its way, or the catalog is out of date: ask the archive's owner for a catalog refresh",
         )
-        flight.rejections += 1
-        if flight.served or flight.rejections > 1:
-            flight.fail(error)
+        flight.reject(self, error)
         raise error
 
     def _end(self, error: ArchiveError | None) -> None:
