@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TRIGGER = 2  # steps in a row: the third directory entered begins a crawl, so that one `ls` or two cost nothing
 STRIDE = 3  # the largest step that still counts: programs pass over `resources` or a session without the scan they want
+FIRST, GROWTH = 2, 4  # listings ahead when a crawl begins, and how many more after each step: three more steps are sure
 WINDOW = 24  # listings ahead at most: what the walk reads while the slowest of them is under way
 PAUSE_S = 30.0  # a walk that rests for longer has stopped
 PASSED_OVER = 4  # directories of the tree's own (`resources`) are fetched while one was entered so few steps ago
@@ -64,7 +65,7 @@ class _Order:
         """What to fetch now, at most ``room`` beyond the walk; each is returned once in a walk."""
         if self.steps < TRIGGER:
             return []
-        size = min(2 * (self.steps - TRIGGER + 1), WINDOW, room)
+        size = min(FIRST + GROWTH * (self.steps - TRIGGER), WINDOW, room)
         if self.sent - self.at > size // 2:
             return []  # enough is under way: several are asked for together
         stop = self.at + 1 + size
@@ -76,13 +77,23 @@ class _Order:
 class _Plan:
     """The orders of one listing, worked out when a second of its directories is entered."""
 
-    __slots__ = ("at_s", "first", "listing", "orders")
+    __slots__ = ("at_s", "last", "lengths", "listing", "orders")
 
     def __init__(self, listing: Listing, first: Entry, at_s: float) -> None:
         self.listing = listing
-        self.first = first
+        self.last = first
+        self.lengths: dict[bool, int] = {}  # entries of the newest listing known, of the tree's own and of others
         self.orders: list[_Order] = []
         self.at_s = at_s
+
+    def note(self, entry: Entry, listing: Listing | None) -> None:
+        if listing is not None:
+            self.lengths[entry.reserved] = 1 + lazy(listing.children).total
+
+    def lengths_ahead(self) -> tuple[int, int]:
+        """Entries that a listing ahead may have: on the average, and at most."""
+        lengths = self.lengths.values() or (BATCH_ENTRIES,)
+        return sum(lengths) // len(lengths), max(lengths)
 
 
 class Crawl:
@@ -122,7 +133,7 @@ class Crawl:
         self._closed = False
 
     def entered(self, parent: Entry, path: str, entry: Entry) -> None:
-        """A directory with a listing of its own was entered.
+        """A directory with a listing of its own is being entered; its listing may still be on its way.
 
         Args:
             parent: The directory that names it; ``path`` is where that stands in the archive.
@@ -136,20 +147,22 @@ class Crawl:
             now = self._clock()
             rested = now - plan.at_s > PAUSE_S
             plan.at_s = now
-            last = self._listing(entry.listing)
-            entries = BATCH_ENTRIES if last is None else 1 + lazy(last.children).total
+            for each in (plan.last, entry):
+                plan.note(each, self._listing(each.listing))
+            plan.last = entry
+            length, longest = plan.lengths_ahead()
             for order in plan.orders:
                 if rested:
                     order.steps = 0
                 order.step(entry.listing)
             order = max(plan.orders, key=_steps)
             self._touch([each.listing for each in order.entries[order.at + 1 : order.sent]])
-            ahead = order.ahead(self._room // entries)
+            ahead = order.ahead(self._room // length)
             if not ahead:
                 if not any(order.steps for order in plan.orders):
                     self._waiting.clear()  # it jumped: what was wanted is not wanted any more
                 return
-            self._batch = max(1, min(BATCH, BATCH_ENTRIES // entries, len(ahead)))
+            self._batch = max(1, min(BATCH, BATCH_ENTRIES // longest, len(ahead)))
             self._waiting.extend(ahead)
             while self._running < min(self._threads, -(-len(self._waiting) // self._batch)):
                 try:
@@ -200,8 +213,8 @@ class Crawl:
         if not plan.orders:
             plan.orders = self._orders(listing, parent.key, path)
             for order in plan.orders:
-                if plan.first.listing in order.places:
-                    order.step(plan.first.listing)
+                if plan.last.listing in order.places:
+                    order.step(plan.last.listing)
         self._plans.move_to_end(parent.listing)
         return plan
 

@@ -432,9 +432,9 @@ class ArchiveVFS:
         entry = parent.table.names[shown]
         if not entry.is_dir:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        table, fresh_until = self._listings.table(entry)
-        if entry.listing != parent.entry.listing:
+        if entry.listing != parent.entry.listing:  # told before it is asked for: what comes next can be asked beside it
             self._crawl.entered(parent.entry, parent.canonical, entry)
+        table, fresh_until = self._listings.table(entry)
         return _Directory(f"{parent.canonical}/{shown}", entry, table, min(parent.fresh_until, fresh_until), parent)
 
     def _keep(self, directories: dict[str, _Directory], path: str, new: _Directory) -> _Directory:
