@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers.server import DemoServer
+
 SETTLE_S = 8.0
 """Threads get this long to end after a test: an idle transfer lets go after ``ReadConfig.idle_s``, 5 s by default."""
 
@@ -64,3 +66,16 @@ def _threads_end() -> Iterator[None]:
     while leaked := [each for each in threading.enumerate() if each not in before and each.name.startswith("xnatfs")]:
         assert time.monotonic() < until, f"threads still run {SETTLE_S} s after the test: {leaked}"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def _own_server() -> Iterator[DemoServer]:
+    with DemoServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(_own_server: DemoServer) -> DemoServer:
+    """A demo server for one file of tests, whose edits reach no other; with its switches put back before each test."""
+    _own_server.reset()
+    return _own_server

@@ -1,4 +1,4 @@
-"""One demo server for all tests of the XNAT archive, as new before each."""
+"""One demo server for all tests of the XNAT archive and one server of objects for the others, as new before each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.helpers.object_server import ObjectServer
 from tests.helpers.server import DemoServer
 from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
@@ -23,6 +24,18 @@ def shared_server() -> Iterator[DemoServer]:
 def server(shared_server: DemoServer) -> DemoServer:
     shared_server.reset()
     return shared_server
+
+
+@pytest.fixture(scope="session")
+def shared_objects() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture
+def objects(shared_objects: ObjectServer) -> ObjectServer:
+    shared_objects.empty()
+    return shared_objects
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from tests.helpers.trees import read_file
 from xnatfs.archives.objects.fsspec import FIRST_RANGE, FsspecArchive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, NotFound, StaleContent, TimedOut, Unavailable, UsageError
 from xnatfs.factory import open_vfs
-from xnatfs.tree.vfs import ArchiveVFS
 
 LARGE = bytes(range(256)) * 8192  # 2 MiB
 QUICK = HttpConfig(timeout_s=2.0, max_connections=2)
@@ -52,14 +52,6 @@ def archive() -> Iterator[FsspecArchive]:
         yield archive
 
 
-def read(vfs: ArchiveVFS, path: str) -> bytes:
-    handle = vfs.open(path)
-    try:
-        return vfs.pread(handle, 0, handle.node.size)
-    finally:
-        vfs.release(handle)
-
-
 def test_a_folder_mounts_and_its_files_read(tmp_path: Path) -> None:
     (tmp_path / "d ü").mkdir()
     (tmp_path / "d ü" / "large").write_bytes(LARGE)
@@ -68,7 +60,7 @@ def test_a_folder_mounts_and_its_files_read(tmp_path: Path) -> None:
     with closing(open_vfs(config)) as vfs:
         assert sorted(node.name for node in vfs.listdir("/")) == ["d ü", "empty"]
         assert list(vfs.listdir("/empty")) == []
-        assert read(vfs, "/d ü/large") == LARGE
+        assert read_file(vfs, "/d ü/large") == LARGE
         error_ns = vfs.lookup("/d ü/large").mtime_ns - (tmp_path / "d ü" / "large").stat().st_mtime_ns
         assert abs(error_ns) < 1000  # fsspec gives a time as a float
 
@@ -84,7 +76,7 @@ def test_a_file_that_is_replaced_under_a_reader_is_stale_and_then_new(tmp_path: 
         with pytest.raises(StaleContent):
             vfs.pread(handle, len(LARGE) - 100, 100)
         vfs.release(handle)
-        assert read(vfs, "/f") == LARGE[::-1]
+        assert read_file(vfs, "/f") == LARGE[::-1]
 
 
 def test_links_to_files_are_files_and_what_could_hang_or_lead_in_a_ring_is_left_out(tmp_path: Path) -> None:
@@ -97,7 +89,7 @@ def test_links_to_files_are_files_and_what_could_hang_or_lead_in_a_ring_is_left_
     with closing(open_vfs(Config(Source("file", f"file://{tmp_path}"), read=ReadConfig(idle_s=0.2)))) as vfs:
         assert sorted(node.name for node in vfs.listdir("/")) == ["annex", "file"]
         assert vfs.lookup("/file").size == 7
-        assert read(vfs, "/file") == b"content"
+        assert read_file(vfs, "/file") == b"content"
 
 
 def test_a_stream_is_a_row_of_growing_ranges(archive: FsspecArchive) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,16 +27,9 @@ def head(fs, path):
 """
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[DemoServer]:
-    with DemoServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: DemoServer) -> DemoServer:
-    running.reset()
-    return running
+def server(own_server: DemoServer) -> DemoServer:
+    return own_server
 
 
 @pytest.fixture

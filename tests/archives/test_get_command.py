@@ -14,7 +14,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,16 +25,9 @@ MIB = 1024 * 1024
 BIG = "BIG/BIG_1/BIG_1_MR/scans/3-bold100m/NIFTI"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[DemoServer]:
-    with DemoServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: DemoServer) -> DemoServer:
-    running.reset()
-    return running
+def server(own_server: DemoServer) -> DemoServer:
+    return own_server
 
 
 class User:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
 from tests.helpers.open_science import OsfProject, serve_snapshot
+from tests.helpers.trees import names, read_file
 from xnatfs.archives.http.errors import ServerFailed
 from xnatfs.archives.objects.openneuro import open_dataset
 from xnatfs.archives.objects.osf import OsfArchive
@@ -24,35 +24,14 @@ DATA = bytes(range(256)) * 40
 FILES = {"README": b"read me", "sub-01/anat/T1w+x.nii": DATA, "sub-01/anat/T1w.json": b"{}", "empty": b""}
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[ObjectServer]:
-    with ObjectServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: ObjectServer) -> ObjectServer:
-    running.reset()
-    running.buckets.clear()
-    running.routes.clear()
-    return running
+def server(objects: ObjectServer) -> ObjectServer:
+    return objects
 
 
 def vfs_of(url: str, server: ObjectServer) -> ArchiveVFS:
     source = Source(url.partition(":")[0], f"{url}?endpoint={server.url}")
     return open_vfs(Config(source, http=QUICK, read=ReadConfig(idle_s=0.2, timeout_s=5.0)))
-
-
-def read(vfs: ArchiveVFS, path: str) -> bytes:
-    handle = vfs.open(path)
-    try:
-        return vfs.pread(handle, 0, handle.node.size)
-    finally:
-        vfs.release(handle)
-
-
-def names(vfs: ArchiveVFS, path: str) -> list[str]:
-    return sorted(node.name for node in vfs.listdir(path))
 
 
 # --- OpenNeuro --------------------------------------------------------------------------------------------------------
@@ -62,7 +41,7 @@ def test_the_newest_snapshot_is_read_from_the_bucket(server: ObjectServer) -> No
     server.fill("openneuro.org", {f"ds000228/{path}": data for path, data in FILES.items()} | {"ds0002281/x": b""})
     with closing(vfs_of("openneuro://ds000228", server)) as vfs:
         assert names(vfs, "/") == ["README", "empty", "sub-01"]
-        assert {path: read(vfs, f"/{path}") for path in FILES} == FILES
+        assert {path: read_file(vfs, f"/{path}") for path in FILES} == FILES
     assert not any("Authorization" in asked.headers for asked in server.asked)
 
 
@@ -71,7 +50,7 @@ def test_a_snapshot_is_listed_in_one_request_and_reads_its_versions(server: Obje
     with closing(vfs_of("openneuro://ds000228/1.1.0", server)) as vfs:
         assert names(vfs, "/") == ["README", "empty", "sub-01"]
         assert names(vfs, "/sub-01/anat") == ["T1w+x.nii", "T1w.json"]
-        assert {path: read(vfs, f"/{path}") for path in FILES} == FILES
+        assert {path: read_file(vfs, f"/{path}") for path in FILES} == FILES
     assert len(server.targets("graphql")) == 1
     assert all("versionId=1" in target for target in server.targets("/versions/"))
 
@@ -80,8 +59,8 @@ def test_a_size_that_the_api_has_wrong_is_found_out_and_right_the_next_time(serv
     serve_snapshot(server, "ds000228", "1.1.0", FILES, README=9)
     with closing(vfs_of("openneuro://ds000228/1.1.0", server)) as vfs:
         with pytest.raises(StaleContent):
-            read(vfs, "/README")
-        assert read(vfs, "/README") == b"read me"
+            read_file(vfs, "/README")
+        assert read_file(vfs, "/README") == b"read me"
 
 
 def test_a_snapshot_that_is_not_there_is_not_found(server: ObjectServer) -> None:
@@ -113,7 +92,7 @@ def test_an_address_in_clear_on_another_host_is_not_asked(server: ObjectServer) 
         closing(vfs_of("openneuro://ds000228/1.1.0", server)) as vfs,
         pytest.raises(UnexpectedReply, match="not https"),
     ):
-        read(vfs, "/x")
+        read_file(vfs, "/x")
 
 
 @pytest.mark.parametrize("text", ["openneuro://x", "openneuro://ds1/sub-01", "openneuro://ds1/1.0?x=1"])
@@ -132,8 +111,8 @@ def test_a_project_with_its_components_reads_whole(server: ObjectServer) -> None
     with closing(vfs_of("osf://axz5r", server)) as vfs:
         assert names(vfs, "/") == ["Part two", "README", "empty", "many", "sub-01"]
         assert names(vfs, "/many") == [f"{i:02}" for i in range(25)]
-        assert {path: read(vfs, f"/{path}") for path in FILES} == FILES
-        assert read(vfs, "/Part two/in part two") == b"2"
+        assert {path: read_file(vfs, f"/{path}") for path in FILES} == FILES
+        assert read_file(vfs, "/Part two/in part two") == b"2"
         assert vfs.lookup("/README").entry.digest
         assert vfs.lookup("/README").mtime_ns == 1_600_000_000 * 10**9
 
@@ -155,14 +134,14 @@ def test_a_file_that_was_replaced_is_stale_and_then_new(server: ObjectServer) ->
         with pytest.raises(StaleContent):
             vfs.pread(handle, 0, 5)
         vfs.release(handle)
-        assert read(vfs, "/README") == b"another text"
+        assert read_file(vfs, "/README") == b"another text"
 
 
 def test_bytes_that_differ_from_the_digest_are_an_error(server: ObjectServer) -> None:
     OsfProject(server, "axz5r", FILES)
     server.fault("/signed/", "raw", times=None, body=b"READ ME", content_type="text/plain")
     with closing(vfs_of("osf://axz5r", server)) as vfs, pytest.raises(OSError) as caught:
-        read(vfs, "/README")
+        read_file(vfs, "/README")
     assert caught.value.errno == errno.EIO
 
 
@@ -180,7 +159,7 @@ def test_no_signature_of_an_address_reaches_a_message(server: ObjectServer) -> N
     OsfProject(server, "axz5r", FILES)
     server.fault("/signed/", "short", times=None, at=0)
     with closing(vfs_of("osf://axz5r", server)) as vfs, pytest.raises(OSError) as caught:
-        read(vfs, "/sub-01/anat/T1w+x.nii")
+        read_file(vfs, "/sub-01/anat/T1w+x.nii")
     assert "s3cret" not in str(caught.value)
 
 

@@ -11,6 +11,7 @@ from hashlib import md5
 import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
+from tests.helpers.trees import names, read_file
 from xnatfs.archives.objects.s3 import Bucket, S3Archive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import (
@@ -31,18 +32,10 @@ DATA = bytes(range(256)) * 40
 QUICK = HttpConfig(timeout_s=5.0, retries=2)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[ObjectServer]:
-    with ObjectServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: ObjectServer) -> ObjectServer:
-    running.reset()
-    running.buckets.clear()
-    running.fill("open", {"ds/README": b"read me", "ds/sub-01/anat/T1w.nii": DATA, "ds/sub-01/anat/T1w.json": b"{}"})
-    return running
+def server(objects: ObjectServer) -> ObjectServer:
+    objects.fill("open", {"ds/README": b"read me", "ds/sub-01/anat/T1w.nii": DATA, "ds/sub-01/anat/T1w.json": b"{}"})
+    return objects
 
 
 def source(server: ObjectServer, place: str = "open") -> str:
@@ -71,25 +64,13 @@ def file_in(archive: S3Archive, key: str) -> Entry:
     return next(entry for entries in found.values() for entry in entries if entry.key == key)
 
 
-def read(vfs: ArchiveVFS, path: str) -> bytes:
-    handle = vfs.open(path)
-    try:
-        return vfs.pread(handle, 0, handle.node.size)
-    finally:
-        vfs.release(handle)
-
-
-def names(vfs: ArchiveVFS, path: str) -> list[str]:
-    return sorted(node.name for node in vfs.listdir(path))
-
-
 # --- listings ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_small_bucket_is_listed_in_one_request_to_its_last_directory(server: ObjectServer, vfs: ArchiveVFS) -> None:
     assert names(vfs, "/") == ["ds"]
     assert names(vfs, "/ds/sub-01/anat") == ["T1w.json", "T1w.nii"]
-    assert read(vfs, "/ds/sub-01/anat/T1w.nii") == DATA
+    assert read_file(vfs, "/ds/sub-01/anat/T1w.nii") == DATA
     assert len(server.targets("list-type=2")) == 1
 
 
@@ -150,8 +131,8 @@ def test_a_key_that_is_both_file_and_directory_shows_as_both(
     server.page_keys = page_keys
     server.fill("open", {"both": b"file", "both/inner": b"inside", "other": b"", "z": b""})
     assert names(vfs, "/") == ["both~dir", "both~file", "other", "z"]
-    assert read(vfs, "/both~file") == b"file"
-    assert read(vfs, "/both~dir/inner") == b"inside"
+    assert read_file(vfs, "/both~file") == b"file"
+    assert read_file(vfs, "/both~dir/inner") == b"inside"
 
 
 ODD = [
@@ -175,19 +156,19 @@ ODD = [
 def test_names_with_odd_characters_read_as_their_own_bytes(server: ObjectServer, vfs: ArchiveVFS) -> None:
     server.fill("open", {f"odd {name}/{name}": name.encode() for name in ODD})
     for name in ODD:
-        assert read(vfs, f"/odd {name}/{name}") == name.encode()
+        assert read_file(vfs, f"/odd {name}/{name}") == name.encode()
 
 
 def test_empty_segments_of_a_key_are_directories_called_underscore(server: ObjectServer, vfs: ArchiveVFS) -> None:
     server.fill("open", {"a//b": b"two", "/c": b"one"})
-    assert read(vfs, "/a/_/b") == b"two"
-    assert read(vfs, "/_/c") == b"one"
+    assert read_file(vfs, "/a/_/b") == b"two"
+    assert read_file(vfs, "/_/c") == b"one"
 
 
 def test_a_key_that_http_would_take_for_another_is_listed_and_refused(server: ObjectServer, vfs: ArchiveVFS) -> None:
     server.fill("open", {"a/../b": b"up", "b": b"not up", "a/./c": b"here"})
     with pytest.raises(UnexpectedReply, match=r"with \. or \.\."):
-        read(vfs, f"/a/{names(vfs, '/a')[0]}/{'b' if names(vfs, '/a/' + names(vfs, '/a')[0]) == ['b'] else 'c'}")
+        read_file(vfs, f"/a/{names(vfs, '/a')[0]}/{'b' if names(vfs, '/a/' + names(vfs, '/a')[0]) == ['b'] else 'c'}")
     assert server.targets("open/") == []
 
 
@@ -252,7 +233,7 @@ def test_an_object_that_was_replaced_is_stale_and_then_new(
     assert caught.value.errno in ((errno.ESTALE,) if if_match else (errno.EIO,))
     vfs.release(handle)
     if if_match:
-        assert read(vfs, path) == new
+        assert read_file(vfs, path) == new
 
 
 def test_an_object_that_changes_under_a_reader_gives_no_mix(server: ObjectServer) -> None:
@@ -277,13 +258,13 @@ def test_an_object_that_went_is_not_found(server: ObjectServer, archive: S3Archi
 
 def test_a_body_that_ends_early_is_asked_for_again(server: ObjectServer, vfs: ArchiveVFS) -> None:
     server.fault("T1w.nii", "short", at=5000)
-    assert md5(read(vfs, "/ds/sub-01/anat/T1w.nii")).digest() == md5(DATA).digest()
+    assert md5(read_file(vfs, "/ds/sub-01/anat/T1w.nii")).digest() == md5(DATA).digest()
 
 
 def test_bodies_that_always_end_early_are_an_error(server: ObjectServer, vfs: ArchiveVFS) -> None:
     server.fault("T1w.nii", "short", times=None, at=0)
     with pytest.raises(OSError) as caught:
-        read(vfs, "/ds/sub-01/anat/T1w.nii")
+        read_file(vfs, "/ds/sub-01/anat/T1w.nii")
     assert caught.value.errno in (errno.EIO, errno.ETIMEDOUT)
 
 
@@ -338,7 +319,7 @@ def test_a_server_without_etags_is_held_to_its_dates(server: ObjectServer, vfs: 
     with pytest.raises(StaleContent):
         vfs.pread(handle, len(large) - 1000, 1000)
     vfs.release(handle)
-    assert read(vfs, "/f") == large[::-1]
+    assert read_file(vfs, "/f") == large[::-1]
 
 
 def test_slow_down_is_tried_again(server: ObjectServer, archive: S3Archive) -> None:

@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.helpers.moto_server import MotoServer, moto_server
+from tests.helpers.trees import read_file
 from xnatfs.archives.objects.s3 import S3Archive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import AccessDenied, StaleContent
@@ -37,14 +38,6 @@ def vfs_of(moto: MotoServer, credentials: Credentials | None = None) -> ArchiveV
     return open_vfs(Config(source, credentials or Credentials(), QUICK, read=ReadConfig(idle_s=0.2)))
 
 
-def read(vfs: ArchiveVFS, path: str) -> bytes:
-    handle = vfs.open(path)
-    try:
-        return vfs.pread(handle, 0, handle.node.size)
-    finally:
-        vfs.release(handle)
-
-
 @pytest.mark.parametrize("page_keys", [1000, 3])
 def test_a_bucket_reads_whole_in_any_number_of_pages(
     moto: MotoServer, monkeypatch: pytest.MonkeyPatch, page_keys: int
@@ -52,9 +45,9 @@ def test_a_bucket_reads_whole_in_any_number_of_pages(
     monkeypatch.setattr("xnatfs.archives.objects.s3.PAGE_KEYS", page_keys)
     with closing(vfs_of(moto)) as vfs:
         assert sorted(node.name for node in vfs.listdir("/")) == ["both~dir", "both~file", "large.nii", "marker", "odd"]
-        assert {name: read(vfs, f"/odd/{name}/{name}") for name in ODD} == {name: name.encode() for name in ODD}
-        assert read(vfs, "/marker/in") == read(vfs, "/both~dir/in") == b"inside"
-        assert read(vfs, "/large.nii") == FILES["large.nii"]
+        assert {name: read_file(vfs, f"/odd/{name}/{name}") for name in ODD} == {name: name.encode() for name in ODD}
+        assert read_file(vfs, "/marker/in") == read_file(vfs, "/both~dir/in") == b"inside"
+        assert read_file(vfs, "/large.nii") == FILES["large.nii"]
 
 
 def test_an_object_that_is_replaced_under_a_reader_is_stale_and_then_new(moto: MotoServer) -> None:
@@ -67,7 +60,7 @@ def test_an_object_that_is_replaced_under_a_reader_is_stale_and_then_new(moto: M
         with pytest.raises(StaleContent):
             vfs.pread(handle, len(old) - 1000, 1000)
         vfs.release(handle)
-        assert read(vfs, "/changing") == new
+        assert read_file(vfs, "/changing") == new
 
 
 def test_keys_open_what_is_closed_and_wrong_ones_do_not(moto: MotoServer) -> None:
@@ -75,7 +68,9 @@ def test_keys_open_what_is_closed_and_wrong_ones_do_not(moto: MotoServer) -> Non
     moto.demand_keys()
     try:
         with closing(vfs_of(moto, Credentials(key, secret, "the test"))) as vfs:
-            assert {name: read(vfs, f"/odd/{name}/{name}") for name in ODD} == {name: name.encode() for name in ODD}
+            assert {name: read_file(vfs, f"/odd/{name}/{name}") for name in ODD} == {
+                name: name.encode() for name in ODD
+            }
             assert vfs.lookup("/large.nii").size == len(FILES["large.nii"])
         wrong = Credentials(key, f"{secret}x", "the test")
         url = f"s3://bucket?endpoint={moto.url}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.object_server import ObjectServer, Thing
+from tests.helpers.relays import free_port
+from tests.helpers.trees import names, read_file
 from xnatfs.archives.objects.index_page import entries_of
 from xnatfs.archives.objects.webtree import WebTreeArchive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
@@ -31,24 +32,17 @@ DATA = bytes(range(256)) * 40
 ODD = ["a b", "a+b", "a%2Fb", "a&amp;b", "ü字😀", "'q' \"Q\"", "<i>", "#1", "q?x=1", "~", ";x", "[1]", "100%"]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[ObjectServer]:
-    with ObjectServer() as server:
-        yield server
-
-
 @pytest.fixture(params=["apache", "nginx"])
-def server(running: ObjectServer, request: pytest.FixtureRequest) -> ObjectServer:
-    running.reset()
-    running.index_style = request.param
-    running.web = {
+def server(objects: ObjectServer, request: pytest.FixtureRequest) -> ObjectServer:
+    objects.index_style = request.param
+    objects.web = {
         "/README": Thing(b"read me"),
         "/d/T1w.nii": Thing(DATA),
         "/d/deep/x": Thing(b"x"),
         "/none/": Thing(b""),
     }
-    running.web |= {f"/odd/{name}": Thing(name.encode()) for name in ODD}
-    return running
+    objects.web |= {f"/odd/{name}": Thing(name.encode()) for name in ODD}
+    return objects
 
 
 def vfs_of(url: str) -> ArchiveVFS:
@@ -62,28 +56,16 @@ def vfs(server: ObjectServer) -> Iterator[ArchiveVFS]:
         yield vfs
 
 
-def read(vfs: ArchiveVFS, path: str) -> bytes:
-    handle = vfs.open(path)
-    try:
-        return vfs.pread(handle, 0, handle.node.size)
-    finally:
-        vfs.release(handle)
-
-
-def names(vfs: ArchiveVFS, path: str) -> list[str]:
-    return sorted(node.name for node in vfs.listdir(path))
-
-
 def test_pages_are_directories_and_links_below_them_are_what_is_in_them(vfs: ArchiveVFS) -> None:
     assert names(vfs, "/") == ["README", "d", "none", "odd"]
     assert names(vfs, "/d") == ["T1w.nii", "deep"]
     assert names(vfs, "/none") == []
-    assert read(vfs, "/d/deep/x") == b"x"
+    assert read_file(vfs, "/d/deep/x") == b"x"
 
 
 def test_names_with_odd_characters_read_as_their_own_bytes(vfs: ArchiveVFS) -> None:
     for name in ODD:
-        assert read(vfs, f"/odd/{name}") == name.encode()
+        assert read_file(vfs, f"/odd/{name}") == name.encode()
 
 
 def test_sizes_are_exact_and_cost_a_request_only_where_the_page_does_not_tell(
@@ -92,12 +74,11 @@ def test_sizes_are_exact_and_cost_a_request_only_where_the_page_does_not_tell(
     assert vfs.lookup("/d/T1w.nii").size == len(DATA)
     asked = [each.method for each in server.asked]
     assert asked.count("HEAD") == (0 if server.index_style == "nginx" else 1)
-    assert read(vfs, "/d/T1w.nii") == DATA
+    assert read_file(vfs, "/d/T1w.nii") == DATA
 
 
-def test_a_walk_that_looks_at_sizes_asks_for_each_once_and_several_at_a_time(running: ObjectServer) -> None:
-    running.reset()
-    running.web = {f"/d/{i:03}": Thing(b"x" * i) for i in range(100)}
+def test_a_walk_that_looks_at_sizes_asks_for_each_once_and_several_at_a_time(objects: ObjectServer) -> None:
+    objects.web = {f"/d/{i:03}": Thing(b"x" * i) for i in range(100)}
     at_once: list[int] = []
     under_way = 0
     lock = threading.Lock()
@@ -112,23 +93,22 @@ def test_a_walk_that_looks_at_sizes_asks_for_each_once_and_several_at_a_time(run
             under_way -= handler.command == "HEAD"
         return False
 
-    running.routes["/web/d/"] = slow
+    objects.routes["/web/d/"] = slow
     try:
-        with closing(vfs_of(f"{running.url}/web/d")) as vfs:
+        with closing(vfs_of(f"{objects.url}/web/d")) as vfs:
             assert [vfs.lookup(f"/{i:03}").size for i in range(100)] == list(range(100))
     finally:
-        running.routes.clear()
-    heads = [asked.target for asked in running.asked if asked.method == "HEAD"]
+        objects.routes.clear()
+    heads = [asked.target for asked in objects.asked if asked.method == "HEAD"]
     assert sorted(heads) == [f"/web/d/{i:03}" for i in range(100)]
     assert 4 < max(at_once) <= QUICK.max_connections
 
 
-def test_one_file_alone_is_no_walk(running: ObjectServer) -> None:
-    running.reset()
-    running.web = {f"/d/{i:03}": Thing(b"x" * i) for i in range(100)}
-    with closing(vfs_of(f"{running.url}/web/d")) as vfs:
+def test_one_file_alone_is_no_walk(objects: ObjectServer) -> None:
+    objects.web = {f"/d/{i:03}": Thing(b"x" * i) for i in range(100)}
+    with closing(vfs_of(f"{objects.url}/web/d")) as vfs:
         assert vfs.lookup("/050").size == 50
-    assert len([asked for asked in running.asked if asked.method == "HEAD"]) == 1
+    assert len([asked for asked in objects.asked if asked.method == "HEAD"]) == 1
 
 
 def test_a_file_that_changes_under_a_reader_is_stale_and_then_new(server: ObjectServer, vfs: ArchiveVFS) -> None:
@@ -140,7 +120,7 @@ def test_a_file_that_changes_under_a_reader_is_stale_and_then_new(server: Object
     with pytest.raises(StaleContent):
         vfs.pread(handle, len(large) - 1000, 1000)
     vfs.release(handle)
-    assert read(vfs, "/d/T1w.nii") == large[::-1]
+    assert read_file(vfs, "/d/T1w.nii") == large[::-1]
 
 
 def test_a_directory_that_is_not_there_is_not_found(server: ObjectServer) -> None:
@@ -211,12 +191,6 @@ def served(command: list[str], port: int, cwd: Path) -> Iterator[str]:
         process.wait(10)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 SERVERS = ["python", pytest.param("rclone", marks=pytest.mark.tools)]
 
 
@@ -235,4 +209,4 @@ def test_trees_of_other_web_servers_read_whole(kind: str, tmp_path: Path) -> Non
         command = ["rclone", "serve", "http", "--addr", f"127.0.0.1:{port}", str(tmp_path), "-q", "--config", ""]
     with served(command, port, tmp_path) as url, closing(vfs_of(url)) as vfs:
         assert names(vfs, "/") == ["d1", "d2", "top.txt"]
-        assert {path: read(vfs, f"/{path}") for path in truth} == truth
+        assert {path: read_file(vfs, f"/{path}") for path in truth} == truth

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 README = EXAMPLES.parent / "README.md"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[DemoServer]:
-    with DemoServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: DemoServer) -> DemoServer:
-    running.reset()
-    return running
+def server(own_server: DemoServer) -> DemoServer:
+    return own_server
 
 
 def run(*command: str | Path, room: Path, extra: dict[str, str] | None = None) -> str:

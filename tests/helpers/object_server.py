@@ -106,6 +106,12 @@ class ObjectServer:
         self.asked.clear()
         self.ranges, self.etags, self.page_keys, self.index_style = True, True, 1000, "apache"
 
+    def empty(self) -> None:
+        """As at the start: nothing is held, either."""
+        self.reset()
+        for held in (self.buckets, self.web, self.routes):
+            held.clear()
+
     def targets(self, part: str = "") -> list[str]:
         return [asked.target for asked in self.asked if part in asked.target]
 

@@ -65,6 +65,10 @@ def read_file(vfs: ArchiveVFS, path: str) -> bytes:
         vfs.release(handle)
 
 
+def names(vfs: ArchiveVFS, path: str) -> list[str]:
+    return sorted(node.name for node in vfs.listdir(path))
+
+
 def run_together(tasks: Sequence[Callable[[], Result]]) -> list[Result | BaseException]:
     """Run each task in its own thread, all at once; results or what was raised, in order."""
     results: list[Result | BaseException] = [RuntimeError("not run")] * len(tasks)

@@ -11,7 +11,6 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,9 @@ SCAN = "/DEMO/DEMO_001/DEMO_001_MR1/scans/1-T1w"
 SECRET = "s3cret-not-to-be-seen"
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[DemoServer]:
-    with DemoServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(shared_server: DemoServer) -> DemoServer:
-    shared_server.reset()
-    return shared_server
+def server(own_server: DemoServer) -> DemoServer:
+    return own_server
 
 
 @pytest.fixture

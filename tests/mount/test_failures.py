@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounting import Mount, is_mounted, mounted, processes_naming, user_environment, xnatfs
+from tests.helpers.relays import free_port
 from tests.helpers.server import DemoServer
 
 pytestmark = pytest.mark.fuse
@@ -82,12 +83,6 @@ def assert_none_left(room: Path) -> None:
 def attempt(tmp_path: Path) -> Attempt:
     (tmp_path / "mnt").mkdir()
     return Attempt(tmp_path)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 # --- mounting ---------------------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def test_a_mount_whose_process_was_killed_is_shown_as_dead_until_it_is_unmounted
     made = Mount(server.url, tmp_path, (), "demo", "demo")
     made.start()
     try:
+        record_of(made)
         made.kill()
         assert numbers(made)["state"] == "dead"
         done = status(made)

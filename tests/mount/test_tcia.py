@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
@@ -24,16 +23,9 @@ SLICES_UID = "1.2.826.0.1.3680043.8.498.77.9.20001"
 LIMITED_UID = "1.2.826.0.1.3680043.8.498.77.9.20010"
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[DemoServer]:
-    with DemoServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(shared_server: DemoServer) -> DemoServer:
-    shared_server.reset()
-    return shared_server
+def server(own_server: DemoServer) -> DemoServer:
+    return own_server
 
 
 @pytest.fixture

@@ -77,8 +77,11 @@ class Pace:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_transfer, "SILENCE_S", 0.5)
+def patient_but_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, too, a reader turns away from a stream only where that stands still."""
+    monkeypatch.setattr(bulk_transfer, "SILENCE_S", 1.0)
+    for name in ("PATIENCE_S", "THINKING_S"):
+        monkeypatch.setattr(bulk_transfer, name, 10.0)
 
 
 @pytest.fixture
