@@ -43,7 +43,12 @@ def split(
     """All members but those skipped, asked for and arriving in pieces of these sizes."""
     body = io.BytesIO(data)
     arrivals, sizes = cycle(arriving), cycle(wanted)
-    stream = ZipStream(lambda size: body.read(min(size, next(arrivals))))
+
+    def readinto(buffer: memoryview) -> int:
+        return body.readinto(buffer[: next(arrivals)])
+
+    into = readinto if sum(wanted) % 2 else None  # as any archive may read
+    stream = ZipStream(lambda size: body.read(min(size, next(arrivals))), readinto=into)
     found: dict[str, bytes] = {}
     number = 0
     while (member := stream.next_member()) is not None:

@@ -66,7 +66,15 @@ def read_all(member: Member, piece: int = 70_000) -> bytes:
 
 
 def split(data: bytes, step: int = 1 << 20, piece: int = 70_000) -> dict[str, bytes]:
-    stream = ZipStream(source(data, step))
+    """The members, the same whether bytes come as objects or go to where they belong."""
+    body = io.BytesIO(data)
+    found = split_by(ZipStream(source(data, step)), piece)
+    straight = ZipStream(lambda size: body.read(min(size, step)), "zip", lambda buffer: body.readinto(buffer[:step]))
+    assert split_by(straight, piece) == found
+    return found
+
+
+def split_by(stream: ZipStream, piece: int) -> dict[str, bytes]:
     found = {}
     while (member := stream.next_member()) is not None:
         found[member.name] = read_all(member, piece)

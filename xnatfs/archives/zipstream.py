@@ -63,10 +63,18 @@ class ZipStream:
     Args:
         read: Called with a size: gives at least one byte and at most that many, ``b""`` at the end of the stream.
         what: Names the zip in messages.
+        readinto: The same into memory of ours, at least one byte of it, 0 at the end: bytes of members then go to where
+            they belong at once.
     """
 
-    def __init__(self, read: Callable[[int], bytes], what: str = "zip") -> None:
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        what: str = "zip",
+        readinto: Callable[[memoryview], int] | None = None,
+    ) -> None:
         self._read = read
+        self._readinto = readinto
         self._what = what
         self._held = b""  # read; used up to _at
         self._at = 0
@@ -290,17 +298,29 @@ class ZipStream:
         return piece
 
     def _copy_into(self, buffer: memoryview) -> int:
-        """``_some``, into a buffer: one copy."""
+        """``_some``, into a buffer: one copy, or none."""
         have = min(len(self._held) - self._at, len(buffer))
         if have:
             buffer[:have] = memoryview(self._held)[self._at : self._at + have]
             self._at += have
+        elif self._readinto is not None:
+            have = self._pull_into(buffer[:PIECE], self._readinto)
         else:
             piece = self._pull(min(len(buffer), PIECE))
             have = len(piece)
             buffer[:have] = piece
         self._position += have
         return have
+
+    def _pull_into(self, buffer: memoryview, readinto: Callable[[memoryview], int]) -> int:
+        try:
+            count = readinto(buffer)
+        except BaseException:
+            self._failed = True
+            raise
+        if not count:
+            raise self._bad(Unavailable, "the stream ended before the zip did")
+        return count
 
     def _discard(self, size: int) -> None:
         have = min(len(self._held) - self._at, size)

@@ -36,8 +36,12 @@ LARGEST = 8 * MIB
 FIRST_AHEAD = 8 * MIB
 """Bytes that a stream brings before any reader has followed: a walk may end with its third file."""
 
-MOST_AHEAD = 64 * MIB
-"""Bytes a stream may be ahead of what readers have opened since it began."""
+MOST_AHEAD = 1.5
+"""Windows of one transfer (a quarter of the memory for recent blocks each) that a stream may be ahead of what readers
+have opened since it began: what is twice as far ahead pushes the files that are read next out of memory."""
+
+RESUMED = 0.75
+"""The part of that at which a stream that has paused goes on: not for each file that is opened, a wake-up each."""
 
 LITTLE = 4 * MIB
 """Bytes: a rest smaller than this is fetched rather than thrown away."""
@@ -159,7 +163,7 @@ class BulkTransfer:
             self._followed += size
             self._hasty = now - self._followed_at > THINKING_S and not self._tickets
             self._followed_at = now
-            if self._paused:
+            if self._paused and self._is_near():
                 self._cond.notify_all()
 
     def wait_for(self, flight: Flight) -> bool:
@@ -320,9 +324,7 @@ class BulkTransfer:
         """Back-pressure: wait until a reader follows. False when the stream should end instead."""
         with self._cond:
             while not self._stopping:
-                ahead = self.moved - self._followed
-                near = ahead <= min(MOST_AHEAD, FIRST_AHEAD + 4 * self._followed)
-                if left <= LITTLE or self._tickets or near or self._is_wanted():
+                if left <= LITTLE or self._tickets or self._is_near() or self._is_wanted():
                     if self._paused:
                         self._paused, self._progress_at = False, time.monotonic()
                     return True
@@ -332,6 +334,12 @@ class BulkTransfer:
                 self._paused = True
                 self._cond.wait(max(self._config.idle_s - idle_s, 0.05) if self._claim is None else TELL_S)
             return False
+
+    def _is_near(self) -> bool:
+        """Under the condition: whether readers are so close behind that the stream should go on."""
+        most = max(FIRST_AHEAD, MOST_AHEAD * self._config.max_window)
+        limit = min(most, FIRST_AHEAD + 4 * self._followed)
+        return self.moved - self._followed <= (RESUMED * limit if self._paused else limit)
 
     def _is_wanted(self) -> bool:
         """Under the condition: whether another process waits for a member that is to come."""

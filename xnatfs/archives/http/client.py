@@ -155,9 +155,7 @@ class Reply:
         # fp is looked at once: ``close`` in another thread takes it away.
         fp = None if body is None else body.fp
         if body is None or not body.length or fp is None:
-            piece = self.read1(len(buffer))
-            buffer[: len(piece)] = piece
-            return len(piece)
+            return self._piece_into(buffer)
         try:
             count: int = fp.readinto1(buffer[: body.length])
         except Exception as error:  # noqa: BLE001  # as above
@@ -169,6 +167,20 @@ class Reply:
                 self._raw.length_remaining = body.length
                 if not body.length:
                     self._end(self._raw)
+        return count
+
+    def _piece_into(self, buffer: memoryview) -> int:
+        """``readinto`` of a body in chunks, or of one whose bytes are not the body as they come."""
+        raw = self._raw
+        if not (isinstance(raw, LineResponse) and raw.chunked and len(buffer)):
+            piece = self.read1(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece)
+        try:
+            count = raw.chunk_into(buffer)
+        except Exception as error:  # noqa: BLE001  # as above
+            raise_translated(error, f"reading {path_of(self.url)}")
+        self._count(count)
         return count
 
     def _end(self, raw: urllib3.BaseHTTPResponse) -> None:

@@ -129,6 +129,21 @@ class LineResponse(http.client.HTTPResponse):
             raise http.client.LineTooLong("a header")
         return line
 
+    def chunk_into(self, buffer: memoryview) -> int:
+        """``read1`` of a chunked body into the caller's memory; 0 at its end.
+
+        Raises:
+            HTTPException: the body is no sequence of chunks, or ends too early.
+        """
+        left = self._get_chunk_left()  # type: ignore[attr-defined]
+        if left is None:
+            return 0
+        count: int = self.fp.readinto1(buffer[:left])
+        self.chunk_left -= count  # type: ignore[operator]
+        if not count:
+            raise http.client.IncompleteRead(b"", left)
+        return count
+
     @property
     def is_read(self) -> bool:
         """Whether the whole body has been read, so that the next answer follows on the same connection."""

@@ -30,7 +30,7 @@ def open_zip(http: HttpClient, files: Sequence[Entry], timeout_s: float) -> Xnat
     def begin(reply: Reply) -> XnatBulk:
         check_zip_reply(http, reply, f"GET {top}/files")
         source = ZipSource(reply, timeout_s)
-        members = ZipStream(source.read, f"zip of {top}/{folder}")
+        members = ZipStream(source.read, f"zip of {top}/{folder}", source.readinto)
         first = members.next_member()  # a page in place of a zip shows here, where asking again is still possible
         source.paced = False  # from here on the reader sets the pace, and may pause
         return XnatBulk(reply, members, first, wanted)

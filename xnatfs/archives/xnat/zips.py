@@ -120,10 +120,18 @@ class ZipSource:
 
     def read(self, size: int) -> bytes:
         piece = self._reply.read1(size)
-        self._received += len(piece)
+        self._count(len(piece))
+        return piece
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._reply.readinto(buffer)
+        self._count(count)
+        return count
+
+    def _count(self, count: int) -> None:
+        self._received += count
         if self.paced and time.monotonic() - self._started > self._timeout_s * (1 + self._received / PIECE):
             raise TimedOut(f"{self._reply.url}: {self._received} bytes in {self._timeout_s:g} s")
-        return piece
 
 
 def _asked(http: HttpClient, key: str, begin: Callable[[Reply], T]) -> T:
@@ -160,7 +168,7 @@ def check_zip_reply(http: HttpClient, reply: Reply, what: str) -> None:
 def _find(source: ZipSource, entry: Entry) -> Member:
     """The member that is the file, after those before it have passed."""
     path = entry.key.partition("/files/")[2]
-    members = ZipStream(source.read, f"{entry.key} in a zip")
+    members = ZipStream(source.read, f"{entry.key} in a zip", source.readinto)
     while (member := members.next_member()) is not None:
         if path_in_resource(member.name) == path:
             return member
