@@ -9,8 +9,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import requests
 
+from xnatfs.archives.http.account import Guest
+from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.line import Line
+from xnatfs.config import HttpConfig
 
 PATIENCE_S = 20.0
 
@@ -209,3 +213,16 @@ def test_a_line_that_is_interrupted_before_it_connects_sends_nothing(server: Can
     with pytest.raises(ConnectionAbortedError):
         get(line)
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/experiments/E1,E2/files", "/data/projects/a%20b", "/x/?a=b", "/x?", "/ä b", "/"]
+)
+@pytest.mark.parametrize(
+    "params", [{}, {"format": "json", "all": "true"}, {"columns": "ID,ä b&c=d/e~f+g%", "empty": ""}]
+)
+def test_an_address_is_written_as_requests_would(path: str, params: dict[str, str]) -> None:
+    client = HttpClient("http://127.0.0.1:1/xnat", HttpConfig(), Guest(), "xnatfs/0")
+    url = f"http://127.0.0.1:1/xnat{path}"
+    expected = requests.Request("GET", url, params=params).prepare().path_url
+    assert client._target(url, params) == expected

@@ -46,8 +46,9 @@ PATIENCE_S = 2.0
 request goes on. Long enough for a server that is well, so that what is new shows in time; short enough for people where
 the server takes a minute over a large project, or swallows packets. A guess."""
 
-UNWRITTEN = 128  # listings that may wait to be stored; a further one is stored by whoever brings it
+UNWRITTEN = 256  # listings that may wait to be stored; a further one is stored by whoever brings it
 WRITE_PAUSE_S = 2.0  # at most that a listing waits for others to be asked for before it is stored; a guess
+WRITE_QUIET_S = 0.15  # nobody has looked into a directory for this long: a walk is over, or waits for the server
 WRITE_POLL_S = 0.05
 FLUSH_S = 10.0  # for those to be written at the end
 
@@ -169,6 +170,41 @@ class _Failures(Generic[Key]):
         self._errors.pop(key, None)
 
 
+class _Unwritten:
+    """Listings that wait to be stored, oldest first. Calls are made under the owner's lock.
+
+    Args:
+        most: Entries that may wait; those of listings that memory has let go are kept by this alone.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._entries = 0
+        self._tasks: OrderedDict[str, tuple[Listing, float, bool]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def filled(self) -> float:
+        """How full it is; 1.0 is full."""
+        return max(len(self._tasks) / UNWRITTEN, self._entries / self._most)
+
+    def add(self, listing: Listing, asked_at_s: float, same: bool) -> None:
+        self.discard(listing.id)
+        self._tasks[listing.id] = listing, asked_at_s, same
+        self._entries += lazy(listing.children).total
+
+    def pop(self) -> tuple[Listing, float, bool]:
+        task = self._tasks[next(iter(self._tasks))]
+        self.discard(task[0].id)
+        return task
+
+    def discard(self, listing_id: str) -> None:
+        task = self._tasks.pop(listing_id, None)
+        if task is not None:
+            self._entries -= lazy(task[0].children).total
+
+
 class Store(Protocol):
     """Where listings are kept for the next mount: ``stored.ListingStore``. Times are in seconds since the epoch."""
 
@@ -226,7 +262,8 @@ class ListingCache:
         self._away_until = 0.0  # guarded by _lock: until when an archive that did not answer is left alone
         self._away_error: ArchiveError | None = None  # guarded by _lock
         self._doubts: OrderedDict[str, float] = OrderedDict()  # guarded by _lock: listing -> when, since the epoch
-        self._unwritten: OrderedDict[str, tuple[Listing, float, bool]] = OrderedDict()  # guarded by _lock
+        self._unwritten = _Unwritten(config.memory_entries)  # guarded by _lock
+        self._used_s = 0.0  # when a listing was last used or asked for; time.monotonic
         self._writer: threading.Thread | None = None  # guarded by _lock
         self._closing = threading.Event()
 
@@ -236,6 +273,7 @@ class ListingCache:
         Raises:
             NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply: as ``Archive.children``.
         """
+        self._used_s = time.monotonic()
         held = self._current(directory)
         return held.table(directory.key), held.fresh_until
 
@@ -506,9 +544,9 @@ class ListingCache:
         if self._store is None:
             return
         with self._lock:
-            behind = len(self._unwritten) < UNWRITTEN
+            behind = self._unwritten.filled() < 1.0
             if behind:
-                self._unwritten[listing.id] = listing, asked_at_s, same
+                self._unwritten.add(listing, asked_at_s, same)
                 if self._writer is None:
                     writer = threading.Thread(target=self._write_all, name="xnatfs-store", daemon=True)
                     with contextlib.suppress(RuntimeError):  # no thread to be had: the next listing tries again
@@ -524,18 +562,19 @@ class ListingCache:
                 if not self._unwritten:
                     self._writer = None
                     return
-                _, task = self._unwritten.popitem(last=False)
+                task = self._unwritten.pop()
             try:
                 self._write(*task)
             except Exception:
                 log.exception("a listing is not stored")
 
     def _await_pause(self) -> None:
-        """Let those who ask go first: a crawl needs the processor more than the store does."""
+        """Let those who ask go first: a walk needs the processor more than the store does, answers at hand included."""
         until = time.monotonic() + WRITE_PAUSE_S
         while time.monotonic() < until and not self._closing.is_set():
             with self._lock:
-                busy = bool(self._flights) and len(self._unwritten) < UNWRITTEN // 2
+                in_use = bool(self._flights) or time.monotonic() - self._used_s < WRITE_QUIET_S
+                busy = in_use and self._unwritten.filled() < 0.5
             if not busy:
                 return
             self._closing.wait(WRITE_POLL_S)
@@ -553,7 +592,7 @@ class ListingCache:
         """Under _lock."""
         self._doubts[listing_id] = self._epoch()
         self._doubts.move_to_end(listing_id)
-        self._unwritten.pop(listing_id, None)
+        self._unwritten.discard(listing_id)
         if len(self._doubts) > FAILURES_KEPT:
             self._doubts.popitem(last=False)
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -542,8 +542,12 @@ class HttpClient:
     def _target(self, url: str, params: Mapping[str, str] | None) -> str:
         """What stands in the request line for an address on our origin."""
         root = self._root
-        if not params and url.startswith(root) and _PLAIN.fullmatch(url, len(root)):
-            return url[len(root) :]
+        if url.startswith(root) and _PLAIN.fullmatch(url, len(root)):
+            target = url[len(root) :]
+            if not params:
+                return target
+            if "?" not in target:
+                return f"{target}?{urlencode(params)}"
         return _prepared(url, params)[1]
 
     def _redirected(self, reply: Reply, what: str, url: str, location: str) -> str:

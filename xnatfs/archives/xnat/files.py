@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
 from operator import contains, itemgetter
@@ -21,7 +21,11 @@ from xnatfs.model import Entry
 
 log = logging.getLogger(__name__)
 
-_MD5 = re.compile("[0-9a-f]{32}")
+MD5_LENGTH = 32
+_MD5 = re.compile(f"[0-9a-f]{{{MD5_LENGTH}}}")
+MARK = "/files/"
+"""What stands in a URI between its resource and its path inside that."""
+
 PLACE = "uri"
 """The column without which a file cannot be shown."""
 
@@ -72,15 +76,27 @@ def file_runs(rows: Sequence[Mapping[str, object]]) -> list[FileRun]:
     if not rows:
         return []
     uris, sizes, digests, resources, labels = _columns(rows, (PLACE, "size", "digest", "cat_id", "collection"))
-    prefixes, _, paths = zip(*map(str.partition, uris, repeat("/files/")), strict=True)
-    runs = []
+    runs: list[FileRun] = []
     start = 0
-    for (prefix, resource, label), group in groupby(zip(prefixes, resources, labels, strict=True)):
+    for (resource, label), group in groupby(zip(resources, labels, strict=True)):
         stop = start + len(list(group))
         cut = slice(start, stop)
-        runs.append(FileRun(prefix, resource, label, paths[cut], uris[cut], sizes[cut], digests[cut]))
-        start = stop
+        for prefix, paths in _by_prefix(uris[cut]):
+            cut = slice(start, start + len(paths))
+            runs.append(FileRun(prefix, resource, label, paths, uris[cut], sizes[cut], digests[cut]))
+            start = cut.stop
     return runs
+
+
+def _by_prefix(uris: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """URIs that follow each other and have the same prefix: that prefix, and their paths behind it."""
+    prefix, mark, _ = uris[0].partition(MARK)
+    if mark and all(map(str.startswith, uris, repeat(prefix + mark))):  # as a rule: one look at a third of the time
+        yield prefix, list(map(str.removeprefix, uris, repeat(prefix + mark)))
+        return
+    parts = map(str.partition, uris, repeat(MARK))
+    for same, group in groupby(parts, itemgetter(0)):
+        yield same, [path for _, _, path in group]
 
 
 def _columns(rows: Sequence[Mapping[str, object]], names: Sequence[str]) -> list[Sequence[str]]:
@@ -107,11 +123,23 @@ def _cell(row: Mapping[str, object], name: str) -> str:
 
 @dataclass(slots=True)
 class Files:
-    """The files of one directory: name -> (URI, size, digest), in the server's order."""
+    """The files of one directory, in the server's order.
+
+    Attributes:
+        run: All of them, where they came as one run.
+        cells: Otherwise name -> (URI, size, digest).
+    """
 
     cells: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    run: FileRun | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.cells) or self.run is not None
 
     def add(self, name: str, uri: str, size: str, digest: str) -> None:
+        if self.run is not None:
+            run, self.run = self.run, None
+            self.cells = dict(zip(run.paths, zip(run.uris, run.sizes, run.digests, strict=True), strict=True))
         if name in self.cells:
             # A GET serves the first entry of a path that stands twice in a catalog (facts 3.2): show that one.
             log.debug("%s stands twice in its catalog", uri)
@@ -120,22 +148,25 @@ class Files:
 
     def add_all(self, run: FileRun) -> bool:
         """Add a run whose files all lie in this directory; False, and nothing is done, when that is not so simple."""
-        if self.cells or "" in run.paths or "/" in "".join(run.paths):
+        if self or "" in run.paths or "/" in "".join(run.paths) or len(set(run.paths)) != len(run.paths):
             return False
-        cells = dict(zip(run.paths, zip(run.uris, run.sizes, run.digests, strict=True), strict=True))
-        if len(cells) != len(run.paths):
-            return False
-        self.cells = cells
+        self.run = run
         return True
 
     def columns(self, mtime_ns: int) -> Columns:
         """As entries, all of one time."""
-        uris, size_texts, digest_texts = zip(*self.cells.values(), strict=True)
+        names: Sequence[str]
+        if self.run is not None:
+            names, uris = self.run.paths, self.run.uris
+            size_texts, digest_texts = self.run.sizes, self.run.digests
+        else:
+            names = list(self.cells)
+            uris, size_texts, digest_texts = zip(*self.cells.values(), strict=True)
         sizes, digests = _sizes(size_texts), _digests(digest_texts)
         texts: Iterable[object] = sizes if None not in sizes else ["" if size is None else size for size in sizes]
         versions = [f"{size}:{digest}" for size, digest in zip(texts, digests, strict=True)]
         changing = {
-            "name": list(self.cells),
+            "name": names,
             "key": uris,
             "size": sizes,
             "version": versions,
@@ -163,7 +194,17 @@ def parse_size(text: str) -> int | None:
 
 
 def _digests(texts: Sequence[str]) -> Sequence[str]:
-    if any(texts):
-        lowered = [text.lower() for text in texts]
-        return [text if _MD5.fullmatch(text) else "" for text in lowered]
-    return texts
+    joined = "".join(texts)
+    if not joined:
+        return texts
+    lowered = texts if joined == joined.lower() else [text.lower() for text in texts]
+    if set(map(len, texts)) == {MD5_LENGTH} and _is_hex(joined):
+        return lowered
+    return [text if _MD5.fullmatch(text) else "" for text in lowered]
+
+
+def _is_hex(text: str) -> bool:
+    try:
+        return 2 * len(bytes.fromhex(text)) == len(text)  # it passes over blanks
+    except ValueError:
+        return False

@@ -287,7 +287,7 @@ class _Folder:
             )
             if not folder.listing:
                 folder.flatten(listing, mtime_ns)
-        if not self.files.cells:
+        if not self.files:
             listing.children[self.key] = tuple(entries)
             return
         files = self.files.columns(mtime_ns)
