@@ -30,6 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the long mode: every case and many rounds (tests/faults)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("full"):
+        from hypothesis import settings
+
+        settings.register_profile("full", max_examples=1000, deadline=None)
+        settings.load_profile("full")
+
+
 class _Records(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

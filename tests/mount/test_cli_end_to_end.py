@@ -101,8 +101,8 @@ def test_cat_joins_several_files_with_one_login(server: DemoServer, environment:
     done = run_bytes("cat", *(f"{server.url}#{SCAN}/{path}" for path in files), environment=environment)
     assert done.returncode == 0
     assert len(done.stdout) == sum(size for size, _ in files.values())
-    log = server.log()
-    assert (log["sessions"], log["failed_logins"]) == (1, 0)
+    log = server.settled_log()
+    assert (log["logins"], log["sessions"], log["failed_logins"]) == (1, 1, 0)
 
 
 def test_cat_goes_on_after_a_missing_file_and_says_so(server: DemoServer, environment: dict[str, str]) -> None:

@@ -130,7 +130,7 @@ def test_the_password_is_in_no_command_line_and_no_child_environment(
     arguments = Path(f"/proc/{room.daemon()}/cmdline").read_bytes().split(b"\0")
     assert b"demo" not in arguments
     assert room.umount().returncode == 0
-    for name in ("XNAT_PASS", "XNATPY_PASSWORD", "XNAT_TOKEN"):
+    for name in ("XNAT_PASS", "XNATPY_PASSWORD", "XNAT_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "s3cret")
     daemon.forget_secrets()
     assert "s3cret" not in subprocess.run(["env"], capture_output=True, text=True, check=True).stdout

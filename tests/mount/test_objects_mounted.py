@@ -95,7 +95,7 @@ def test_a_doubtful_answer_for_a_file_is_an_errno(
         assert path.read_bytes() == LARGE
 
 
-def test_keys_stand_in_no_environment_of_a_child_no_log_and_no_cache(server: ObjectServer, tmp_path: Path) -> None:
+def test_keys_stand_in_no_log_and_no_cache(server: ObjectServer, tmp_path: Path) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "very-s3cret-key"}
     with mounted(source(server, "s3"), tmp_path, environment=keys) as mount:
         assert tree_of(mount.path) == FILES

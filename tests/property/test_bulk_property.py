@@ -10,6 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.rounds import rounds
 from tests.helpers.trees import run_together
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.blocks.claims import FileClaims
@@ -35,7 +36,7 @@ class Folder:
         return self._own, []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=rounds(25), deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(8, 60),
@@ -82,7 +83,7 @@ def test_any_walk_gives_the_files_bytes(seed, count, size, readers, memory, rang
         reader.close()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=rounds(12), deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(8, 60),

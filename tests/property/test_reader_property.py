@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.rounds import rounds
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import KIB, MIB, ReadConfig
@@ -36,7 +37,7 @@ reads = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=rounds(60), deadline=None)
 @given(
     size=st.sampled_from(EDGES) | st.integers(1, 3 * MIB),
     reads=reads,
@@ -60,7 +61,7 @@ def test_any_read_equals_the_slice(size, reads, block_size, memory, ranged, dige
         reader.close()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=rounds(15), deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     ranged=st.booleans(),
@@ -206,9 +207,11 @@ def test_a_wrong_digest_is_an_error_and_nothing_of_it_is_kept():
     data = content(300 * KIB)
     archive = MemoryArchive({"f": data}, ranged=False)
     reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, MIB)
-    file = reader.open(replace(the_file(archive), digest="0" * 32))
+    entry = replace(the_file(archive), digest="0" * 32)
+    file = reader.open(entry)
     with pytest.raises(CorruptContent):
         reader.pread(file, 0, 100)
+    assert reader.cached_bytes(entry) == 0
     assert archive.calls["open_range"] == 2  # asked for once more: it could have been damaged on its way
     reader.release(file)
     reader.close()
@@ -227,7 +230,7 @@ class WrongAtFirst(MemoryArchive):
         return (self._wrong if self._opened == 1 else super()).open_range(entry, start, stop)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=rounds(40), deadline=None)
 @given(
     size=st.sampled_from([300 * KIB, 700 * KIB, 2 * MIB]),
     step=st.sampled_from([4 * KIB, 100 * KIB, 128 * KIB, 4 * MIB]),

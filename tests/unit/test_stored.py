@@ -173,6 +173,11 @@ def disk_bytes(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in files(directory))
 
 
+def test_listings_take_a_twentieth_of_the_cap_and_512_mib_at_most() -> None:
+    assert listings_limit(CacheConfig(limit_bytes=2_000_000_000)) == 100_000_000
+    assert listings_limit(CacheConfig(limit_bytes=10**15)) == 512 * MIB
+
+
 def test_the_limit_holds_after_every_put_and_the_least_recently_used_goes(tmp_path: Path) -> None:
     limit_bytes = 200_000
     store = store_in(tmp_path, limit_bytes=limit_bytes)
