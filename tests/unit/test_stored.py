@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.trees import run_together
+from xnatfs.config import MIB, CacheConfig
+from xnatfs.factory import listings_limit
 from xnatfs.model import Entry, Listing
 from xnatfs.tree.stored import ListingStore
 
