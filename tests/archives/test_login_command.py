@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,8 @@ def test_on_a_terminal_it_asks_and_does_not_show_the_password(server: DemoServer
     for asked, typed in ((b"User at", b"demo\n"), (b"Password of demo", b"demo\n"), (b"Logged in", b"")):
         while asked not in seen:
             seen += os.read(terminal, 1000)
-        time.sleep(0.1)  # the echo is switched off just after the question
+        while asked.startswith(b"Password") and termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.01)  # the echo is switched off just after the question
         os.write(terminal, typed)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(terminal)

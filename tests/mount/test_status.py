@@ -47,6 +47,7 @@ def server() -> Iterator[DemoServer]:
 def mount(server: DemoServer, tmp_path: Path) -> Iterator[Mount]:
     server.reset()
     with mounted(server.url, tmp_path, user="demo", password="demo") as made:
+        record_of(made)
         yield made
 
 
