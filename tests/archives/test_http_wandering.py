@@ -156,6 +156,25 @@ def test_a_request_in_a_tunnel_can_be_interrupted(
             assert_interrupted(http, "/silent", silent)
 
 
+def test_closing_ends_a_listing_that_waits_behind_a_redirect(server: ObjectServer, silent: threading.Event) -> None:
+    server.routes["/start"] = lambda handler: handler.say(302, Location=f"{server.url}/silent")
+    http = HttpClient(server.url, HttpConfig(timeout_s=LONG_S), Guest(), "t", wander=True)
+    ended: list[ArchiveError] = []
+
+    def ask() -> None:
+        try:
+            http.get_bytes("/start")
+        except ArchiveError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert silent.wait(LONG_S)
+    http.close()
+    thread.join(LONG_S / 4)
+    assert [isinstance(error, Unavailable) for error in ended] == [True]
+
+
 def test_what_is_interrupted_before_it_is_sent_is_not_sent(server: ObjectServer) -> None:
     with closing(client(server.url)) as http:
         assert http.get_bytes("/web/file") == b"content"  # a connection is kept

@@ -442,6 +442,20 @@ def test_a_redirect_to_another_origin_is_an_errno_and_tells_it_nothing(
     assert_soon_honest(front, truth)
 
 
+def test_a_redirect_of_a_zip_to_another_origin_costs_single_requests_and_tells_it_nothing(
+    front: Front, truth: dict[str, TrueFile], tmp_path: Path
+) -> None:
+    with Liar(front.server.port) as other:
+        front.liar.lie("format=zip", lambda answer: Answer(302, [("Location", f"{other.url}/data/projects")], b""))
+        outcome = run_tool(["cp", "-r", front.path / SERIES, tmp_path / "copy"], 3 * BOUND_S)
+        assert outcome.code == 0, outcome.said
+        assert any("format=zip" in what for what, _ in front.liar.seen)
+        assert other.seen == []
+    copied = {path.name: md5_of(path) for path in (tmp_path / "copy").iterdir()}
+    place = "DEMO_001/DEMO_001_MR1/scans/2-T2w/DICOM/"
+    assert copied == {path.removeprefix(place): true.md5 for path, true in truth.items() if path.startswith(place)}
+
+
 HEADS: dict[str, list[tuple[str, str]]] = {
     "a header of 200 KB": [("X-Long", "x" * 200_000)],
     "a thousand headers": [(f"X-{n}", "x") for n in range(1000)],
