@@ -227,6 +227,31 @@ def test_one_reading_makes_every_kind_of_damage_good(server: DemoServer, tmp_pat
         assert server.data_requests() == []
 
 
+DATA_DAMAGES = {name: each for name, each in DAMAGES.items() if name != "a bit flipped in the header"}
+"""An open file's header has been read and is not read again: its blocks are sound without."""
+
+
+@pytest.mark.parametrize("damage", sampled(DATA_DAMAGES, 3))
+def test_damage_under_an_open_file_is_made_good_by_one_reading(
+    server: DemoServer, tmp_path: Path, damage: Damage
+) -> None:
+    with bench_on(server, tmp_path) as bench:
+        file = bench.fresh()
+        with file.path.open("rb", buffering=0) as opened:
+            file.assert_right(opened.read())
+            assert_all_right([bench.fresh() for _ in range(12)])  # 2.5 MB go through a memory of 1 MB
+            assert requests_for(bench, file) == 0  # it is on disk
+            assert_all_right([bench.fresh() for _ in range(12)])
+            for path in block_files(bench.mount.cache):
+                if "cache.db" not in path.name:
+                    path.write_bytes(damage(bytearray(path.read_bytes())))
+            assert requests_for(bench, file) > 0
+            assert_all_right([bench.fresh() for _ in range(12)])
+            assert requests_for(bench, file) == 0
+            opened.seek(0)
+            file.assert_right(opened.read())
+
+
 @pytest.mark.parametrize(
     "how", sampled({how: how for how in ("garbage", "empty", "a pickle", "cut", "gone", "garbage in its log")}, 2)
 )
