@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.rounds import rounds
@@ -15,6 +15,7 @@ from xnatfs.archives.memory import MemoryArchive
 from xnatfs.blocks.memory import MemoryBlocks
 from xnatfs.config import KIB, MIB, ReadConfig
 from xnatfs.errors import ArchiveError, CorruptContent, StaleContent, TimedOut, Unavailable
+from xnatfs.reading import streams
 from xnatfs.reading.reader import BlockReader
 
 CONFIG = ReadConfig(max_window=MIB, idle_s=0.05, timeout_s=5.0)
@@ -265,3 +266,100 @@ def test_a_body_that_proves_wrong_is_mixed_into_no_reading(size, step, readers, 
     reader.release(file)
     reader.close()
     assert not wrong
+
+
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """Every stream of a file that is read in order gets three more beside it, at once."""
+    for name, value in {"SAMPLE_S": 0.0, "SETTLE_S": 0.0, "WAITING": -1.0, "BUSY": 1e9, "ENOUGH": 1e18}.items():
+        monkeypatch.setattr(streams, name, value)
+    monkeypatch.setattr(streams, "GREW", -1e9)
+
+
+class Unreliable(MemoryArchive):
+    """Answers less of a range than was asked for, at times, and breaks off at times."""
+
+    def __init__(self, data: bytes, seed: int, short: float, broken: float) -> None:
+        super().__init__({"f": data}, chunk_size=64 * KIB, before=self._break)
+        self._random = random.Random(seed)
+        self._chance = threading.Lock()
+        self._short, self._broken = short, broken
+
+    def _drawn(self, probability: float) -> bool:
+        with self._chance:
+            return self._random.random() < probability
+
+    def _break(self, operation: str, key: str) -> None:
+        if operation == "readinto" and self._drawn(self._broken):
+            raise Unavailable("connection reset")
+
+    def open_range(self, entry, start, stop):
+        if self._drawn(self._short):
+            stop = start + max(1, (stop - start) // 2)
+        return super().open_range(entry, start, stop)
+
+
+@settings(max_examples=rounds(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000),
+    block_size=st.sampled_from([128 * KIB, 256 * KIB, MIB]),
+    memory=st.sampled_from([500 * KIB, 4 * MIB, 64 * MIB]),
+    short=st.sampled_from([0.0, 0.3]),
+    broken=st.sampled_from([0.0, 0.01]),
+    threads=st.integers(1, 4),
+)
+def test_several_streams_give_every_reader_its_bytes(side_by_side, seed, block_size, memory, short, broken, threads):
+    data = content(9 * MIB + 4321)
+    archive = Unreliable(data, seed, short, broken)
+    reader = BlockReader(archive, MemoryBlocks(memory), CONFIG, block_size)
+    entry = the_file(archive)
+    wrong: list[tuple[int, int]] = []
+    errors: list[BaseException] = []
+
+    def work(worker: int) -> None:
+        mine = random.Random(seed * 10 + worker)
+        file = reader.open(entry)
+        at, step = mine.randrange(len(data)) * (worker % 2), 0
+        for _ in range(100):
+            length = mine.choice([4096, 64 * KIB, 128 * KIB, 300 * KIB])
+            try:
+                if reader.pread(file, at, length) != data[at : at + length]:
+                    wrong.append((at, length))
+            except ArchiveError as error:
+                errors.append(error)
+            at += step or length
+            if at >= len(data) or mine.random() < 0.02:  # somewhere else, in order or in strides
+                at, step = mine.randrange(len(data)), mine.choice([0, 0, 1_100_000])
+        reader.release(file)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert not any(worker.is_alive() for worker in workers)
+    reader.close()
+    assert reader.idle
+    assert wrong == []
+    assert broken or errors == []
+    assert not any(isinstance(error, TimedOut) for error in errors)
+
+
+@settings(max_examples=rounds(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.integers(4 * MIB, 12 * MIB),
+    block_size=st.sampled_from([128 * KIB, 256 * KIB, MIB]),
+    start=st.integers(0, 2 * MIB),
+    length=st.sampled_from([64 * KIB, 128 * KIB, MIB]),
+)
+def test_several_streams_ask_for_no_byte_twice(side_by_side, size, block_size, start, length):
+    data = content(size)
+    archive = MemoryArchive({"f": data}, chunk_size=64 * KIB)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, block_size)
+    file = reader.open(the_file(archive))
+    for at in range(start, size, length):
+        assert reader.pread(file, at, length) == data[at : at + length]
+    reader.release(file)
+    reader.close()
+    assert archive.calls["bytes"] <= size
+    assert archive.calls["open_range"] <= 12 + size // (256 * KIB)

@@ -30,6 +30,9 @@ they take 0.2 s, beside which an answer's 20 ms are little."""
 KNOWN_S = 60.0
 """Seconds for which a number of streams that was found for one file is taken for others of the archive. A guess."""
 
+CLOSE_BY = 8 * GRAIN
+"""Bytes that a stream may have to go to a place at a stride: one that is further off, and pauses, may not get there."""
+
 _ANYWHERE = 1 << 62
 
 
@@ -183,8 +186,9 @@ class Beside:
                 return None
             with flight.cond:
                 if self._next_span(flight, flight.workers) == span:
+                    far = CLOSE_BY if flight.spans else _ANYWHERE
                     window = self._take(flight, span)
-                    if missing is not None and flight.covering(missing[0], _ANYWHERE, True) is None:
+                    if missing is not None and flight.covering(missing[0], far, True) is None:
                         start, stop = missing[0], flight.stop_before_next(*missing)
                         transfer.begin(start, stop, start, window)
                         flight.add(transfer)
