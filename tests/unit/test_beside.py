@@ -24,7 +24,7 @@ from xnatfs.reading import streams
 from xnatfs.reading.reader import BlockReader, OpenFile
 from xnatfs.reading.streams import MOST_STREAMS
 
-CONFIG = ReadConfig(max_window=4 * MIB, idle_s=0.2, timeout_s=10.0)
+CONFIG = ReadConfig(max_window=4 * MIB, idle_s=0.2, timeout_s=20.0)
 STRIPE = MIB  # a quarter of the window
 PIECE = 128 * KIB
 DATA = random.Random(7).randbytes(48 * MIB)
@@ -337,4 +337,36 @@ def test_random_reads_fetch_nothing_ahead(readers: list[BlockReader]) -> None:
         grains.add(at // PIECE)
     assert archive.calls["bytes"] <= 1.1 * len(grains) * PIECE  # some lie near the one before: not quite at random
     assert file.flight.workers == 0
+    reader.release(file)
+
+
+def test_who_took_a_request_for_all_of_the_file_asks_again_once_it_is_answered_as_a_part(
+    readers: list[BlockReader],
+) -> None:
+    """Nobody knows yet whether the server honours ranges: a request under way could bring the file from its start."""
+    config = ReadConfig(max_window=4 * MIB, idle_s=0.2, timeout_s=20.0, max_transfers=2)
+    archive, reader, file = opened(readers, Streams(0.0), config)
+    read_on(reader, file, 8 * MIB, 11 * MIB)
+    assert idle_soon(reader)
+    at = 8 * MIB + reader.cached_bytes(file.entry)
+    read_on(reader, file, 11 * MIB, at)
+    reader._slots.answered(False)
+    asked, speaks = threading.Event(), threading.Event()
+
+    def silent(operation: str, key: str) -> None:
+        if operation == "open_range" and not asked.is_set():
+            asked.set()
+            assert speaks.wait(10)
+
+    archive.before = silent
+    with ThreadPoolExecutor(2) as pool:
+        leads = pool.submit(read_on, reader, file, at, at + PIECE)
+        assert asked.wait(10)
+        before = reader.open(file.entry)
+        follows = pool.submit(read_on, reader, before, MIB, MIB + PIECE)
+        time.sleep(0.05)  # until it waits; asking again without having waited is right as well
+        speaks.set()
+        leads.result(5)
+        follows.result(5)  # not after twice the timeout
+    reader.release(before)
     reader.release(file)

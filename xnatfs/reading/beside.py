@@ -57,8 +57,8 @@ class Beside:
         self._claims = claims
         self._new_transfer = new_transfer
         self._block_size = block_size
-        self._most = min(MOST_STREAMS, (config.max_transfers + 1) // 2)
         self._stripe = max(block_size, min(STRIPE, config.max_window // 4) // block_size * block_size)
+        self._most = min(MOST_STREAMS, (config.max_transfers + 1) // 2, max(1, config.max_window // self._stripe))
         self._max_window = config.max_window
         self._known = (0, 0.0)  # the number of streams found last, and until when it holds
 

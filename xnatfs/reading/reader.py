@@ -384,6 +384,8 @@ class BlockReader:
             with flight.cond:
                 if transfer.ended or flight.error is not None or flight.passed(need.start, need.stop) is not None:
                     return
+                if transfer.opened and not transfer.will_pass(need.start, flight.size, ranged=True):
+                    return  # what was thought to be all of the file has been answered as a part, and not this one
             now = time.monotonic()
             if transfer.position - position >= GRAIN:
                 position, deadline = transfer.position, now + patience_s

@@ -259,6 +259,7 @@ class Transfer:
             self.position = self._piece_start = self._progress = self._heard = stream.start
             self._progress_at = self._heard_at = time.monotonic()
             self.opened = True
+            self._flight.wake_begun(0, stream.start)  # who took it for a stream from the beginning
             short = stream.stop - stream.start <= self._block_size
             if short:
                 self._limit = _FOREVER  # its reader reads it: nobody would be left to wake it from a pause
