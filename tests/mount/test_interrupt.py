@@ -110,6 +110,15 @@ def test_who_lists_on_a_silent_server_can_be_killed_at_once(server: DemoServer, 
     assert os.listdir(mount.path / UNKNOWN)
 
 
+def test_who_asks_a_silent_server_for_a_size_can_be_killed_at_once(server: DemoServer, mount: Mount) -> None:
+    unsized = mount.path / SESSION / ".xnat/item.xml"
+    with stopped(server), reader(LOOKS["stat"], unsized) as process:
+        process.kill()
+        assert process.wait(GONE_S) == -signal.SIGKILL
+    assert unsized.stat().st_size > 0
+    assert sum("xml" in record["query"] for record in server.requests()) == 1  # asked once, for whoever came later
+
+
 def test_other_folders_answer_while_a_reader_is_stuck(server: DemoServer, mount: Mount) -> None:
     with stopped(server), reader(READS["direct"], mount.path / BIG):
         done = subprocess.run(["ls", "-l", mount.path / KNOWN], capture_output=True, timeout=GONE_S, check=True)

@@ -309,10 +309,16 @@ class ListingCache:
             leads = flight is None
             if flight is None:
                 flight = self._stats_asked[entry] = _Flight()
-        if not leads:
-            answer = flight.wait()
-            table.learn(name, entry, answer)
-            return answer
+        if leads:
+            # The request goes on behind a caller who is killed, for those who wait for it as well.
+            ask = partial(self._fly_size, flight, table, name, entry)
+            if not (callers.has_caller() and _begun(_quietly(ask), "xnatfs-size")):
+                return ask()
+        answer = flight.wait()
+        table.learn(name, entry, answer)
+        return answer
+
+    def _fly_size(self, flight: _Flight[Entry], table: Table, name: str, entry: Entry) -> Entry:
         try:
             answer = flight.run(lambda: self._ask_size(entry))
         except ArchiveError as error:
@@ -448,18 +454,10 @@ class ListingCache:
         if old is None and not callers.has_caller():
             return self._fly(directory, flight, lambda: self._renew(directory, flight))
         # What is left of this outlives the call when the archive is slow, or the caller is killed.
-        renewal = threading.Thread(
-            target=self._renew_behind, args=(directory, flight), name="xnatfs-renew", daemon=True
-        )
-        try:
-            renewal.start()
-        except RuntimeError:  # no thread to be had
-            return self._fly(directory, flight, lambda: self._renew(directory, flight))
+        renew = partial(self._fly, directory, flight, partial(self._renew, directory, flight))
+        if not _begun(_quietly(renew), "xnatfs-renew"):
+            return renew()
         return flight.wait() if old is None else flight.wait_for(PATIENCE_S) or old
-
-    def _renew_behind(self, directory: Entry, flight: _Flight[_Held]) -> None:
-        with contextlib.suppress(ArchiveError):  # the flight has it
-            self._fly(directory, flight, lambda: self._renew(directory, flight))
 
     def _fly(self, directory: Entry, flight: _Flight[_Held], get: Callable[[], _Held]) -> _Held:
         try:
@@ -670,6 +668,25 @@ class ListingCache:
         """Under _lock."""
         self._weight -= self._held.pop(listing_id).weight
         self.generation += 1
+
+
+def _begun(work: Callable[[], None], name: str) -> bool:
+    """Whether a thread of its own does this now; False when there is none to be had."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _quietly(ask: Callable[[], object]) -> Callable[[], None]:
+    """For a thread behind a caller: what it fails with is told by the flight."""
+
+    def work() -> None:
+        with contextlib.suppress(ArchiveError):
+            ask()
+
+    return work
 
 
 def _again(error: ArchiveError) -> ArchiveError:

@@ -28,7 +28,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
-from xnatfs import jsontext
+from xnatfs import callers, jsontext
 from xnatfs.archives.http.account import Account
 from xnatfs.archives.http.errors import (
     TRANSPORT_ERRORS,
@@ -274,6 +274,7 @@ class HttpClient:
         self._lent = 0  # guarded by _lock
         self._turns: dict[Lease, Turn | None] = {}  # guarded by _lock: what is lent, oldest first, and in whose turn
         self._listings_wait = 0  # guarded by _lock: for a connection
+        self._resting: set[threading.Event] = set()  # guarded by _lock: what wakes those between two tries
         self._tls: ssl.SSLContext | None = None  # guarded by _lock; made when first needed: it reads files
         self._closed = False
         self._root = ""  # scheme, host and port, where requests go by lines; else "": by sessions
@@ -440,6 +441,8 @@ class HttpClient:
         """Close connections; requests under way fail."""
         with self._lock:
             self._closed = True
+            for resting in self._resting:
+                resting.set()
             idle, self._idle = self._idle, []
             for lease in self._turns:
                 lease.interrupt()
@@ -588,7 +591,31 @@ class HttpClient:
                     raise
                 self.stats.retries += 1
                 log.info("%s: %s; trying again in %.1f s", what, error, wait_s)
-                time.sleep(wait_s)
+                if self._rests(wait_s, turn):
+                    raise
+
+    def _rests(self, wait_s: float, turn: Turn | None) -> bool:
+        """Wait before another try, without a connection; True at once when it is not to be made.
+
+        Raises:
+            Interrupted: whoever asked is ending. What is asked in a turn is others' as well: its owner interrupts it.
+        """
+        wake = threading.Event()
+        with self._lock:
+            if self._closed:
+                return True
+            self._resting.add(wake)
+        try:
+            if turn is None:
+                return callers.wait(wake.wait, wait_s)
+            turn.waits_with(wake.set)
+            try:
+                return wake.wait(wait_s)
+            finally:
+                turn.waits_with(None)
+        finally:
+            with self._lock:
+                self._resting.discard(wake)
 
     # --- sessions ----------------------------------------------------------------------------------------------
 
