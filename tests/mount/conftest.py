@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import shutil
@@ -91,6 +92,7 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
         home = Path(tempfile.mkdtemp(prefix="xnatfs-test-"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         if os.getuid() == 0:
+            stack.enter_context(_accounts_locked())
             subprocess.run(["useradd", "--no-create-home", "--shell", "/bin/sh", TEMPORARY_USER], check=True)
             stack.callback(subprocess.run, ["userdel", TEMPORARY_USER], check=True, capture_output=True)
             account = pwd.getpwnam(TEMPORARY_USER)
@@ -105,6 +107,14 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
         else:
             account, become = pwd.getpwuid(os.getuid()), ()
         yield OrdinaryUser(account.pw_name, account.pw_uid, account.pw_gid, home, become)
+
+
+@contextlib.contextmanager
+def _accounts_locked() -> Iterator[None]:
+    """One at a time: tests beside this one would find the list of users locked, and the mode of /dev/fuse changed."""
+    with Path(tempfile.gettempdir(), "xnatfs-test-accounts.lock").open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _end_processes_of(uid: int) -> None:
