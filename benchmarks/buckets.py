@@ -5,6 +5,7 @@ The demo server shows every project as an open bucket (``xnat-PROJECT``), with t
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from small_files import READERS, SCATTERED, read_all
 from tasks import LATENCY_S, QUIET_S, Bench, measures, must_run
 
 SOURCE = "bucket"
+SLOW_CONNECTION = 20e6  # bytes a second: what a far bucket may give one connection
+STRIDED, STRIDE = 65_536, 2_000_000  # bytes read at a time, and from one place to the next
 
 
 class BigBucket(RcloneBucket):
@@ -171,6 +174,40 @@ def bucket_of_a_slow_link(bench: Bench) -> list[Row]:
     )
 
 
+@measures(5, source=SOURCE)
+def bucket_of_slow_connections(bench: Bench) -> list[Row]:
+    """The same object from a server that gives each connection 20 MB/s; for comparison, there is no goal."""
+    bucket = opened(bench, "xnat-big")
+    file = in_bucket(big_file(bench.server, "bold_100m.nii" if bench.quick else "bold_500m.nii"), bucket.name)
+    (rclone,) = bench.peers(BigBucket)
+    rates, requests, sent = Series(), Series(), Series()
+    patience_s = 2 * file.size / SLOW_CONNECTION
+    bench.server.switch(connection_bandwidth=SLOW_CONNECTION, latency_s=LATENCY_S)
+
+    def ours() -> None:
+        with bucket.xnatfs("bucket").mounted() as point:
+            bench.server.clear_log()
+            rates.add("xnatfs", _rate(point / file.path, file.size))
+            sent.add("xnatfs", bucket.sent_at_rest() / file.size)
+            requests.add("xnatfs", bucket.requests())
+
+    def wire() -> None:
+        rates.add("curl", file.size / seconds(lambda: curl_guest(bench.server, file)) / GB)
+
+    def theirs() -> None:
+        rates.attempt(rclone.name, lambda: _peer_rate(rclone, file, bench, patience_s))
+
+    in_turn(bench.few, {"xnatfs": ours, "curl": wire, "rclone": theirs}, holding=True)
+    what = f"cold read of {file.size / GB:.2g} GB, 20 MB/s a connection, at 20 ms"
+    return sourced(
+        [
+            *rates.rows(5, what, "GB/s", ["xnatfs", "curl", rclone.name]),
+            *requests.rows(5, what, "requests", ["xnatfs"]),
+            *sent.rows(5, what, "x size sent", ["xnatfs"]),
+        ]
+    )
+
+
 @measures(8, 9, source=SOURCE)
 def bucket_first_bytes(bench: Bench) -> list[Row]:
     """The first 352 bytes of 100 MB: what the bucket sends for them; and the first byte at 20 ms."""
@@ -297,6 +334,53 @@ def bucket_random_reads(bench: Bench) -> list[Row]:
             *taken.rows(13, what, "s", ["xnatfs", rclone.name]),
         ]
     )
+
+
+@measures(13, source=SOURCE)
+def bucket_strided_reads(bench: Bench) -> list[Row]:
+    """64 KB every 2 MB of a cold object of 0.5 GB at 20 ms, as one slice of each volume; there is no goal."""
+    bucket = opened(bench, "xnat-big")
+    file = in_bucket(big_file(bench.server, "bold_100m.nii" if bench.quick else "bold_500m.nii"), bucket.name)
+    places = range(0, file.size - STRIDED, STRIDE)
+    (rclone,) = bench.peers(BigBucket)
+    sent, taken = Series(), Series()
+    bench.server.switch(latency_s=LATENCY_S)
+
+    def reads(who: str, point: Path) -> float:
+        (point / file.path).stat()
+        bench.server.clear_log()
+        took = seconds(lambda: strided_reads(point / file.path, places, 6 * bench.patience_s))
+        sent.add(who, bucket.sent_at_rest() / (len(places) * STRIDED))
+        return took
+
+    def ours() -> None:
+        with bucket.xnatfs("bucket").mounted() as point:
+            taken.add("xnatfs", reads("xnatfs", point))
+
+    def theirs() -> float:
+        must_run(rclone)
+        with rclone.mounted() as point:
+            return reads(rclone.name, point)
+
+    in_turn(bench.few, {"xnatfs": ours, "rclone": lambda: taken.attempt(rclone.name, theirs)})
+    what = f"64 KB every 2 MB of {file.size / GB:.2g} GB, at 20 ms"
+    return sourced(
+        [
+            *taken.rows(13, what, "s", ["xnatfs", rclone.name]),
+            *sent.rows(13, what, "x bytes asked for", ["xnatfs", rclone.name]),
+        ]
+    )
+
+
+def strided_reads(path: Path, places: range, patience_s: float) -> None:
+    """Read STRIDED bytes at each place."""
+    end = time.perf_counter() + patience_s
+    with path.open("rb", buffering=0) as one:
+        for count, place in enumerate(places):
+            if len(os.pread(one.fileno(), STRIDED, place)) != STRIDED:
+                raise RuntimeError("a short read")
+            if time.perf_counter() > end:
+                raise RuntimeError(f"stopped after {patience_s:.0f} s with {count:,} reads done")
 
 
 def sourced(rows: list[Row]) -> list[Row]:

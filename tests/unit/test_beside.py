@@ -340,6 +340,17 @@ def test_random_reads_fetch_nothing_ahead(readers: list[BlockReader]) -> None:
     reader.release(file)
 
 
+def test_a_server_that_stops_honouring_ranges_is_read_over_one_stream(readers: list[BlockReader]) -> None:
+    archive, reader, file = opened(readers, Streams())
+    read_on(reader, file, 0, 20 * MIB)
+    archive._ranged = False
+    read_on(reader, file, 20 * MIB, len(DATA))
+    assert file.flight.streams is not None
+    assert file.flight.streams.count == 1
+    assert archive.calls["bytes"] <= 2 * len(DATA) + MOST_STREAMS * STRIPE
+    reader.release(file)
+
+
 def test_who_took_a_request_for_all_of_the_file_asks_again_once_it_is_answered_as_a_part(
     readers: list[BlockReader],
 ) -> None:

@@ -38,6 +38,17 @@ def test_a_line_that_is_limited_as_a_whole_keeps_one_stream_after_one_try() -> N
     assert max(tried) == 2
 
 
+def test_a_moment_in_which_little_comes_does_not_end_a_stream() -> None:
+    steps: list[int] = []
+
+    def rate(streams: int) -> float:
+        steps.append(streams)
+        since = len(steps) - 1 - steps.index(streams)  # tenths of a second with so many
+        return (20 if 3 <= since < 9 else streams * 20) * MB
+
+    assert watched(StreamCount(MOST_STREAMS), rate).count == MOST_STREAMS
+
+
 def test_streams_stay_only_as_long_as_each_brings_more() -> None:
     count = watched(StreamCount(MOST_STREAMS), lambda streams: min(streams * 20, 45) * MB)
     assert (count.count, count.settled) == (2, True)

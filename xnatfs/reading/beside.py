@@ -158,6 +158,7 @@ class Beside:
                 transfer.run()
                 if transfer.error is not None:
                     self._failed(flight)
+                if transfer.error is not None or transfer.gave_way:
                     return
         finally:
             with flight.cond:

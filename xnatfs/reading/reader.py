@@ -144,6 +144,7 @@ class BlockReader:
             if flight.opens:
                 return
             held, flight.held = flight.held, None
+            flight.spans.clear()
             for base, other in list(self._flights.items()):
                 if other.opens == 0 and not other.transfers:  # this one, and those whose transfer ran on till now
                     del self._flights[base]

@@ -47,7 +47,7 @@ class StreamCount:
         settled: Nothing more will be tried.
     """
 
-    __slots__ = ("_best", "_from_s", "_most", "_since", "count", "settled")
+    __slots__ = ("_best", "_doubt", "_from_s", "_most", "_since", "count", "settled")
 
     def __init__(self, most: int, known: int = 0) -> None:
         """
@@ -59,6 +59,7 @@ class StreamCount:
         self.count = min(max(1, known), most)
         self.settled = bool(known) or most < 2
         self._best = 0.0
+        self._doubt = False  # the last sample was too low
         self._since: Sample | None = None
         self._from_s = 0.0
 
@@ -88,9 +89,13 @@ class StreamCount:
 
     def _judge(self, rate: float, now_s: float) -> bool:
         if self.count > 1 and rate < self._best * (1 + GREW / (self.count - 1)):
-            self.count -= 1
-            self.settled = True
-            return True
+            if self._doubt:
+                self.count -= 1
+                self.settled = True
+                return True
+            self._doubt = True  # once more: a machine may have been busy for a moment
+            return False
+        self._doubt = False
         if rate >= self.count * ENOUGH:
             return False
         self._best = rate

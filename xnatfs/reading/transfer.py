@@ -276,7 +276,6 @@ class Transfer:
             if stream.total != flight.size or not stream.start <= self.start < stream.stop:
                 raise stale(flight.entry)
             if self.beside and not stream.ranged:
-                self.gave_way = True
                 raise Unavailable(f"{flight.entry.key}: the range was not honoured")
             content = flight.pin(stream.validator)
             if content is None:
