@@ -13,7 +13,7 @@ import requests
 
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.client import HttpClient
-from xnatfs.archives.http.line import Line
+from xnatfs.archives.http.line import Line, LineResponse
 from xnatfs.config import HttpConfig
 
 PATIENCE_S = 20.0
@@ -115,6 +115,34 @@ def test_chunks_are_put_together_and_the_connection_serves_again(server: Canned,
     assert response.is_read  # type: ignore[attr-defined]  # a LineResponse
     assert get(line)[1] == b"h"
     assert server.connections == 1
+
+
+def asked(line: Line) -> LineResponse:
+    return line.ask("GET", "/a", {}, None, (PATIENCE_S, PATIENCE_S))
+
+
+def test_chunks_go_straight_into_the_callers_memory(server: Canned, line: Line) -> None:
+    chunks = b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nTrailer: 1\r\n\r\n"
+    server.answers += [said(chunks, "Transfer-Encoding: chunked"), said(b"h", "Content-Length: 1")]
+    response = asked(line)
+    buffer = bytearray(8)
+    filled = 0
+    while count := response.chunk_into(memoryview(buffer)[filled:]):
+        filled += count
+    assert bytes(buffer[:filled]) == b"abcdefg"
+    assert response.is_read
+    assert get(line)[1] == b"h"
+
+
+@pytest.mark.parametrize("body", [b"5\r\nabc", b"3\r\nabc\r\n", b"3\r\nabc\r\nxyz\r\n"], ids=["in", "between", "none"])
+def test_chunks_that_end_early_are_an_error_for_who_reads_into_memory(server: Canned, line: Line, body: bytes) -> None:
+    server.hang_up_after = 1
+    server.answers.append(said(body, "Transfer-Encoding: chunked"))
+    response = asked(line)
+    buffer = memoryview(bytearray(8))
+    assert bytes(buffer[: response.chunk_into(buffer)]) == b"abc"
+    with pytest.raises(http.client.HTTPException):
+        response.chunk_into(buffer)
 
 
 def test_a_body_that_ends_early_is_not_taken_for_read(server: Canned, line: Line) -> None:
