@@ -130,8 +130,6 @@ def sampled() -> list[Any]:
     rows = []
     for ranges, turn in (("off", 0), ("on", 2)):
         for number, case in enumerate(TABLE):
-            if ranges == "on" and case.fault["kind"] == "garbage":
-                continue  # parts of a file have no digest: docs/semantics.md, 1
             every, first = (4, turn) if case.fault["kind"] in ("stall", "drip") else (2, turn // 2)
             marks = [pytest.mark.slow] if number % every != first else []
             rows.append(pytest.param(ranges, case, id=f"{ranges}-{case.name}", marks=marks))

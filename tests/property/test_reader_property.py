@@ -363,3 +363,56 @@ def test_several_streams_ask_for_no_byte_twice(side_by_side, size, block_size, s
     reader.close()
     assert archive.calls["bytes"] <= size
     assert archive.calls["open_range"] <= 12 + size // (256 * KIB)
+
+
+@settings(max_examples=rounds(40), deadline=None)
+@given(
+    size=st.integers(1, 256 * KIB),
+    block_size=st.sampled_from([128 * KIB, MIB]),
+    readers=st.integers(1, 4),
+    chunk_size=st.sampled_from([1000, 64 * KIB, MIB]),
+    ranged=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_a_small_file_that_always_comes_wrong_is_never_read_whole(size, block_size, readers, chunk_size, ranged, seed):
+    """In whatever order its parts are read: a server of ranges is asked for all of it as well."""
+    archive = MemoryArchive({"f": content(size)}, ranged=ranged, chunk_size=chunk_size)
+    entry = replace(the_file(archive), digest="0" * 32)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), replace(CONFIG, idle_s=5.0), block_size)
+    file = reader.open(entry)
+    parts = list(range(0, size, 64 * KIB)) * readers
+    random.Random(seed).shuffle(parts)
+    together = threading.Barrier(readers)
+    right = []
+
+    def read(which: int) -> None:
+        together.wait()
+        try:
+            for at in parts[which::readers]:
+                reader.pread(file, at, 64 * KIB)
+                right.append(at)
+        except CorruptContent:
+            pass
+
+    threads = [threading.Thread(target=read, args=(which,)) for which in range(readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(right) != set(parts)
+    with pytest.raises(CorruptContent):
+        reader.pread(file, 0, 1)
+    reader.release(file)
+    reader.close()
+
+
+def test_a_small_file_whose_end_is_read_first_is_held_to_its_digest_too():
+    archive = MemoryArchive({"f": content(200 * KIB)}, ranged=True)
+    entry = replace(the_file(archive), digest="0" * 32)
+    reader = BlockReader(archive, MemoryBlocks(64 * MIB), CONFIG, 128 * KIB)
+    file = reader.open(entry)
+    with pytest.raises(CorruptContent):
+        [reader.pread(file, at, 4 * KIB) for at in (150 * KIB, 0)]
+    assert archive.calls["open_range"] == 1
+    reader.release(file)
+    reader.close()

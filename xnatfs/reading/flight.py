@@ -134,13 +134,17 @@ class Flight:
                 self.error = error
             self.wake_all()
 
-    def reject(self, transfer: Transfer, error: ArchiveError) -> None:
-        """A whole body has proved wrong: nothing of it may go to a reader any more, and if some has, no more at all."""
+    def reject(self, transfer: Transfer, error: ArchiveError, again: bool) -> None:
+        """A whole body has proved wrong: nothing of it may go to a reader any more, and if some has, no more at all.
+
+        Args:
+            again: Whether another body can be held back until it has proved right.
+        """
         with self.cond:
             self.rejections += 1
             self._kept = []
             self.remove(transfer)
-            if self.error is None and (self.served or self.rejections > 1):
+            if self.error is None and (self.served or self.rejections > 1 or not again):
                 self.error = error
             self.wake_all()
 

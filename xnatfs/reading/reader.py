@@ -353,6 +353,9 @@ class BlockReader:
         if self._slots.ranged:
             asked_stop = flight.stop_before_next(start, asked_stop)
             asked_stop = self._beside.led(flight, start, asked_stop, stop, window)
+        # Only a whole body can be held to its digest: a small file comes as one, and whatever has proved wrong before.
+        if flight.rejections or (flight.cold and not exact and flight.size <= 2 * GRAIN):
+            start, asked_stop = 0, flight.size
         transfer.begin(start, asked_stop, stop, window)
         flight.add(transfer)
         return transfer

@@ -277,6 +277,8 @@ class Transfer:
                 raise stale(flight.entry)
             if self.beside and not stream.ranged:
                 raise Unavailable(f"{flight.entry.key}: the range was not honoured")
+            if flight.rejections and not (stream.start == 0 and stream.stop == stream.total):
+                raise CorruptContent(f"{flight.entry.key}: a whole body was wrong, and only parts come now")
             content = flight.pin(stream.validator)
             if content is None:
                 assert flight.content is not None
@@ -345,7 +347,7 @@ class Transfer:
                 return False
             filled += self._readinto(stream, view[filled:])
             self._check_progress(start + filled)
-            if filled < length:
+            if filled < length and not self._flight.rejections:  # else nothing is given out before it has proved right
                 self._advance_to(start + filled)
         return True
 
@@ -454,7 +456,7 @@ class Transfer:
     def _reject(self) -> None:
         """The whole body has passed and is not what the archive's catalog says. Its last piece has not been given out.
 
-        Asked for once more if no reader has had a byte of it; else the handles that read it have to fail.
+        Asked for once more if it is one block and no reader has had a byte of it; else the handles that read it fail.
         """
         flight = self._flight
         if self._content is not None:
@@ -463,7 +465,7 @@ class Transfer:
             f"{flight.entry.key}: the MD5 of the bytes received differs from the archive's catalog",
             "damaged on its way, or the catalog is out of date: ask the archive's owner for a catalog refresh",
         )
-        flight.reject(self, error)
+        flight.reject(self, error, again=flight.size <= self._block_size)
         raise error
 
     def _end(self, error: ArchiveError | None) -> None:
