@@ -57,6 +57,20 @@ def head(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
+def test_nothing_is_sent_that_changes_data(tmp_path: Path) -> None:
+    """A whole project is copied, its tables and documents included: questions, and the end of our own session."""
+    with DemoServer(sample="small") as server:
+        with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
+            subprocess.run(["cp", "-r", mount.path / "DEMO", tmp_path / "copy"], check=True)
+            assert (mount.path / "DEMO/DEMO_001/.xnat/item.xml").read_bytes()
+        asked = {(record["method"], record["path"]) for record in server.settled_log()["requests"]}
+    assert any(path.startswith("/data/search") for _, path in asked)
+    assert {(method, path) for method, path in asked if method not in ("GET", "HEAD")} == {
+        ("POST", "/data/search"),
+        ("DELETE", "/data/JSESSION"),
+    }
+
+
 def test_a_header_costs_little_of_a_large_file_without_range(server: DemoServer, tmp_path: Path) -> None:
     with mounted(server.url, tmp_path, user="demo", password="demo") as mount:
         assert (mount.path / HUNDRED).stat().st_size > 95 * MIB
