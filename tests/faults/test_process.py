@@ -64,14 +64,16 @@ def test_kill_9_at_any_moment_under_readers_costs_no_byte(server: DemoServer, mo
     assert_right_or(frozenset(), files, crowd((file.path for file in files), 8, 3 * BOUND_S))
 
 
+@pytest.mark.timeout(600)
 def test_sigterm_under_readers_ends_them_with_an_errno_and_leaves_nothing(
     server: DemoServer, mount: Mount, rounds: int
 ) -> None:
     bench = Bench(server, mount)
     files = [bench.fresh() for _ in range(60)]
+    chance = random.Random(rounds)
     server.switch(bandwidth=30e6)
     try:
-        for delay_s in [0.05, 0.3][: 2 * rounds]:
+        for delay_s in [0.05, 0.3, *(chance.uniform(0.0, 0.5) for _ in range(rounds - 1))]:
             readers = crowd((file.path for file in files), 16, 3 * BOUND_S)
             time.sleep(delay_s)
             assert mount.stop() == 0
