@@ -1,7 +1,7 @@
 """How many streams one file is read by, learnt from what they bring. Pure arithmetic: no I/O, no threads, no locks.
 
 A reader that waits for a slow stream gets a second one beside it, which stays when the two bring clearly more than one
-did; then a third, and a fourth. Where the processor, the disk or the whole line is the limit, one is all there is.
+did; then twice as many. Where the processor, the disk or the whole line is the limit, one is all there is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BUSY = 0.8
 """The part of a sample for which our processor time, of one core, is taken for the limit: Python has one."""
 
 GREW = 0.5
-"""How much of what a further stream could bring at best it must bring to stay. A guess, above the noise."""
+"""How much of what further streams could bring at best they must bring to stay. A guess, above the noise."""
 
 
 class Sample(NamedTuple):
@@ -47,7 +47,7 @@ class StreamCount:
         settled: Nothing more will be tried.
     """
 
-    __slots__ = ("_best", "_doubt", "_from_s", "_most", "_since", "count", "settled")
+    __slots__ = ("_before", "_best", "_doubt", "_from_s", "_most", "_since", "count", "settled")
 
     def __init__(self, most: int, known: int = 0) -> None:
         """
@@ -58,7 +58,8 @@ class StreamCount:
         self._most = most
         self.count = min(max(1, known), most)
         self.settled = bool(known) or most < 2
-        self._best = 0.0
+        self._best = 0.0  # rate of as many streams as there were before
+        self._before = 1
         self._doubt = False  # the last sample was too low
         self._since: Sample | None = None
         self._from_s = 0.0
@@ -88,10 +89,9 @@ class StreamCount:
         self.count, self.settled = 1, True
 
     def _judge(self, rate: float, now_s: float) -> bool:
-        if self.count > 1 and rate < self._best * (1 + GREW / (self.count - 1)):
+        if self.count > 1 and rate < self._best * (1 + GREW * (self.count / self._before - 1)):
             if self._doubt:
-                self.count -= 1
-                self.settled = True
+                self.count, self.settled = self._before, True
                 return True
             self._doubt = True  # once more: a machine may have been busy for a moment
             return False
@@ -102,6 +102,6 @@ class StreamCount:
         if self.count == self._most:
             self.settled = True
             return False
-        self.count += 1
+        self._before, self.count = self.count, min(2 * self.count, self._most)
         self._since, self._from_s = None, now_s + SETTLE_S
         return True
