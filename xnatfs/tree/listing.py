@@ -244,7 +244,7 @@ class ListingCache:
         epoch: Callable[[], float] = time.time,
     ) -> None:
         self.generation = 0  # grows under _lock, read without
-        self.room = config.memory_entries // 8
+        self.room = config.memory_entries // 4
         self.ahead = 0 if config.offline else config.ahead
         self.clock = clock
         self._epoch = epoch
