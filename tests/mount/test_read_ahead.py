@@ -100,7 +100,7 @@ def test_a_small_memory_is_enough_for_several_streams(server: DemoServer, tmp_pa
         row = truth(server)
         assert md5_of(mount.path / HUNDRED) == row["md5"]
         assert mount.process is not None
-        assert resident_bytes([mount.process.pid], "VmHWM") <= 150_000_000
+        assert resident_bytes([mount.process.pid], "VmHWM") <= 110_000_000
         assert sent_by(settled(server)) <= row["size"] + MIB
 
 

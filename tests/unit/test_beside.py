@@ -5,9 +5,11 @@ The archive is slow by stream, in place of a network. How the number of streams 
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -185,6 +187,26 @@ def test_a_file_whose_digest_is_being_checked_stays_one_stream(readers: list[Blo
     assert reader.pread(file, 0, 8 * MIB) == DATA[: 8 * MIB]
     read_on(reader, file, 8 * MIB, len(DATA))
     assert archive.calls["bytes"] == len(DATA)
+    reader.release(file)
+
+
+def test_streams_that_have_ended_hold_no_memory(readers: list[BlockReader]) -> None:
+    """However long it is until garbage is collected."""
+    archive = Streams(0.001)
+    reader = BlockReader(archive, MemoryBlocks(4 * MIB), CONFIG, 512 * KIB)
+    readers.append(reader)
+    file = reader.open(entry_of(archive, "f"))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        read_on(reader, file, 0, len(DATA))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert archive.calls["open_range"] >= 30
+    assert held <= 4 * MIB + (CONFIG.max_window // (512 * KIB) + MOST_STREAMS) * 512 * KIB + MIB
     reader.release(file)
 
 

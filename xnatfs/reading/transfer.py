@@ -476,6 +476,7 @@ class Transfer:
             self.error = error
             self.ended = True
             stream, self._stream = self._stream, None
+            self._piece = bytearray()  # our turn refers to us: what we hold would be held until garbage is collected
             self._flight.remove(self)
             self._flight.wake_all()
         if self._flight.claim is not None:
