@@ -82,6 +82,38 @@ def test_nobody_is_led_from_https_to_http(server: ObjectServer, tmp_path: Path) 
     assert server.targets() == ["/start"]
 
 
+ODD_PLACES = [
+    "http://[",
+    "http://[::1",
+    "http://a:999999999/",
+    "http://a:b/",
+    "//",
+    "http://",
+    "\u00e9",
+    "http:///x",
+    "x:y",
+]
+
+
+@pytest.mark.parametrize("wander", [True, False], ids=["wandering", "staying"])
+@pytest.mark.parametrize("location", ODD_PLACES)
+def test_a_redirect_to_what_is_no_address_is_an_error_of_ours(
+    server: ObjectServer, location: str, wander: bool
+) -> None:
+    server.routes.clear()
+    server.routes["/start"] = lambda handler: handler.say(302, Location=location)
+    with closing(client(server.url, wander=wander)) as http, pytest.raises(ArchiveError):
+        http.open("/start", {})
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "\u00b2", "-1", "soon"])
+def test_a_wish_to_be_asked_later_that_is_no_number_is_none(server: ObjectServer, value: str) -> None:
+    server.routes.clear()
+    server.routes["/start"] = lambda handler: handler.say(503, Retry_After=value)
+    with closing(client(server.url)) as http, pytest.raises(Unavailable):
+        http.open("/start", {})
+
+
 # --- interrupted ----------------------------------------------------------------------------------------------------
 
 LONG_S = 100.0  # timeout; nothing here may wait for it

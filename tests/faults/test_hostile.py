@@ -460,6 +460,8 @@ HEADS: dict[str, list[tuple[str, str]]] = {
     "a header of 200 KB": [("X-Long", "x" * 200_000)],
     "a thousand headers": [(f"X-{n}", "x") for n in range(1000)],
     "a redirect to itself": [("Location", "/data/projects")],
+    "a redirect to no address": [("Location", "http://[")],
+    "a redirect to no port": [("Location", "http://127.0.0.1:999999999/data/projects")],
     "a cookie of control characters": [("Set-Cookie", "JSESSIONID=\x01\x02; Path=/")],
     "nonsense as Last-Modified": [("Last-Modified", "yesterday \x01")],
 }

@@ -40,6 +40,7 @@ from xnatfs.archives.http.errors import (
     retry_after_s,
 )
 from xnatfs.archives.http.line import Line, LineResponse, shut
+from xnatfs.archives.http.numbers import whole_number
 from xnatfs.archives.http.roaming import Roamer
 from xnatfs.config import HttpConfig
 from xnatfs.errors import (
@@ -556,14 +557,18 @@ class HttpClient:
     def _redirected(self, reply: Reply, what: str, url: str, location: str) -> str:
         """The address to follow, to data on the same origin only: credentials go nowhere else."""
         reply.close()
-        target = urljoin(url, location)
+        try:
+            target = urljoin(url, location)
+            origin = _origin(target)
+        except ValueError as error:
+            raise UnexpectedReply(f"{what}: the server sends us to what is no address") from error
         if self._wander and location:
             if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
-                raise UnexpectedReply(f"{what}: the server sends us from https to {_origin(target)}")
+                raise UnexpectedReply(f"{what}: the server sends us from https to {origin}")
             return target
-        if not location or _origin(target) != self._origin:
+        if not location or origin != self._origin:
             raise OddStatus(
-                f"{what}: the server sends us to {_origin(target) if location else 'another place'}",
+                f"{what}: the server sends us to {origin if location else 'another place'}",
                 "use that address as the source if you trust it",
                 reply.status,
                 reply.headers,
@@ -734,8 +739,7 @@ def _plain_body(raw: Any) -> Any:
 
 
 def content_length(reply: Reply) -> int | None:
-    text = reply.headers.get("Content-Length", "")
-    return int(text) if text.isdigit() else None
+    return whole_number(reply.headers.get("Content-Length", ""))
 
 
 def _too_long(what: str) -> UnexpectedReply:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import requests
 import urllib3
 
+from xnatfs.archives.http.numbers import whole_number
 from xnatfs.errors import (
     AccessDenied,
     ArchiveError,
@@ -82,8 +83,8 @@ def raise_for_status(status: int, headers: Mapping[str, str], what: str) -> NoRe
     if status == 403:
         raise AccessDenied(f"{what}: closed to this account")
     if status in TEMPORARY_STATUS:
-        seconds = headers.get("Retry-After", "")
-        retry_after_s = float(seconds) if seconds.isdigit() else None
+        seconds = whole_number(headers.get("Retry-After", ""))
+        retry_after_s = None if seconds is None else float(seconds)
         raise ServerFailed(f"{what}: the server answers {status}", status=status, retry_after_s=retry_after_s)
     if status == 416:
         raise StaleContent(f"{what}: the file has become shorter")

@@ -19,6 +19,8 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import wait_for_read
 
+from xnatfs.archives.http.numbers import whole_number
+
 MAX_LINE = 65536
 """Bytes of one line of a head, and MAX_LINES of them: as http.client."""
 
@@ -95,10 +97,10 @@ class LineResponse(http.client.HTTPResponse):
         self.chunk_left = None
         self.length = None
         if lengths := set(fields.getlist("content-length")):
-            text = lengths.pop()
-            if lengths or not text.isdecimal():
+            length = whole_number(lengths.pop())
+            if lengths or length is None:
                 raise http.client.HTTPException(f"content length {fields['content-length'][:60]!r}")
-            self.length = None if self.chunked else int(text)
+            self.length = None if self.chunked else length
         if self._method == "HEAD" or self.status in BODILESS:  # type: ignore[attr-defined]
             self.chunked, self.length = False, 0
         said = fields.get("connection", "").lower()

@@ -54,6 +54,9 @@ class Roamer(requests.Session):
         self.mount("http://", adapter)
         self.mount("https://", adapter)
 
+    def get_redirect_target(self, resp: object) -> None:
+        """None: requests would look at where a redirect leads, and read its body, though it is not to follow."""
+
     def made(self, connection: HTTPConnection) -> None:
         """A connection of ours, which is not open yet."""
         with self._connections_lock:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.body import checked_body, http_time_ns
 from xnatfs.archives.http.client import HttpClient, content_length
+from xnatfs.archives.http.numbers import whole_number
 from xnatfs.archives.nbia.idc_index import Place
 from xnatfs.archives.objects.s3_listing import DATED, parse_page
 from xnatfs.errors import NotFound, StaleContent, UnexpectedReply
@@ -62,12 +63,12 @@ def _placed(entry: Entry, place: Place, what: str) -> Entry:
 def stat_object(http: HttpClient, entry: Entry) -> Entry:
     """The entry with its size, by a HEAD request."""
     headers = http.head(_path(entry))
-    length = headers.get("Content-Length", "")
-    if not length.isdigit():
+    length = whole_number(headers.get("Content-Length", ""))
+    if length is None:
         raise UnexpectedReply(f"HEAD {entry.key}: no Content-Length")
     etag = _etag(headers)
     mtime_ns = http_time_ns(headers.get("Last-Modified", "")) or entry.mtime_ns
-    return replace(entry, size=int(length), version=etag, mtime_ns=mtime_ns)
+    return replace(entry, size=length, version=etag, mtime_ns=mtime_ns)
 
 
 def open_object(http: HttpClient, entry: Entry, start: int, stop: int) -> RangeStream:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlsplit
 
+from xnatfs.archives.http.numbers import whole_number
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
 
@@ -95,8 +96,8 @@ def _joined(url: str, href: str) -> tuple[str, str, str] | None:
 
 def _file(name: str, key: str, link: _Link) -> Entry:
     behind = _BEHIND_LINK.fullmatch(link.behind)
-    if link.size.isdigit():
-        return Entry(name, key, False, int(link.size), version=f"listed {link.size} {' '.join(link.behind.split())}")
-    if behind is not None:
-        return Entry(name, key, False, int(behind[2]), version=f"listed {behind[2]} {behind[1]}")
+    if (size := whole_number(link.size)) is not None:
+        return Entry(name, key, False, size, version=f"listed {link.size} {' '.join(link.behind.split())}")
+    if behind is not None and (size := whole_number(behind[2])) is not None:
+        return Entry(name, key, False, size, version=f"listed {behind[2]} {behind[1]}")
     return Entry(name, key, False)

@@ -19,6 +19,7 @@ from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.body import checked_body, http_time_ns
 from xnatfs.archives.http.client import HttpClient, Reply
 from xnatfs.archives.http.errors import OddStatus
+from xnatfs.archives.http.numbers import whole_number
 from xnatfs.archives.objects.s3_listing import DATED, Page, directories, listing_id, parse_page
 from xnatfs.archives.objects.s3_sign import UNRESERVED, encoded_query, signed_headers
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
@@ -163,12 +164,12 @@ class S3Archive:
             return client.head(target, self._signed("HEAD", bucket, target))
 
         headers = self._asked(ask)
-        length = headers.get("Content-Length", "")
-        if not length.isdigit():
+        length = whole_number(headers.get("Content-Length", ""))
+        if length is None:
             raise UnexpectedReply(f"HEAD {entry.key}: no Content-Length")
         modified = headers.get("Last-Modified", "")
         version = _etag(headers) or f"{DATED}{modified}"
-        return replace(entry, size=int(length), mtime_ns=http_time_ns(modified) or entry.mtime_ns, version=version)
+        return replace(entry, size=length, mtime_ns=http_time_ns(modified) or entry.mtime_ns, version=version)
 
     def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
         """See ``Archive.open_range``. The version in the listing is asked for, and no other is taken."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
-from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.client import HttpClient, content_length
 from xnatfs.config import HttpConfig
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
@@ -62,9 +62,9 @@ class UrlFiles:
         try:
             if is_page(reply.headers, entry):
                 raise client.page_reply(f"GET {entry.name}")
-            length = reply.headers.get("Content-Length", "")
-            if length.isdigit():
-                size = int(length)
+            length = content_length(reply)
+            if length is not None:
+                size = length
             else:
                 size = 0
                 while piece := reply.read1(256 * 1024):

@@ -15,6 +15,7 @@ from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
 from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.numbers import whole_number
 from xnatfs.archives.objects.index_page import entries_of
 from xnatfs.archives.objects.sizes_ahead import SizesAhead
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
@@ -69,11 +70,11 @@ class WebTreeArchive:
         headers = self._http.head(entry.key)
         if is_page(headers, entry):
             raise self._http.page_reply(f"HEAD {entry.key}")
-        length = headers.get("Content-Length", "")
-        if not length.isdigit():
+        length = whole_number(headers.get("Content-Length", ""))
+        if length is None:
             raise UnexpectedReply(f"HEAD {entry.key}: the server does not tell its size")
         mtime_ns = http_time_ns(headers.get("Last-Modified", "")) or entry.mtime_ns
-        return replace(entry, size=int(length), mtime_ns=mtime_ns, version=ANSWERED + _validator(headers))
+        return replace(entry, size=length, mtime_ns=mtime_ns, version=ANSWERED + _validator(headers))
 
     def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
         """See ``Archive.open_range``."""

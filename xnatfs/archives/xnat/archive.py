@@ -28,6 +28,7 @@ from xnatfs.archives.http.account import Account
 from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
 from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.errors import PageReply, ServerFailed
+from xnatfs.archives.http.numbers import whole_number
 from xnatfs.archives.http.session import ServerSession, SharedSession
 from xnatfs.archives.xnat.bulk import open_zip
 from xnatfs.archives.xnat.files import FileRun, file_runs
@@ -318,13 +319,13 @@ class XnatArchive:
         headers = self._http.head(_quoted(entry.key))
         if is_page(headers, entry):
             raise self._http.page_reply(f"HEAD {entry.key}")
-        length = headers.get("Content-Length", "")
-        if not length.isdigit():
+        length = whole_number(headers.get("Content-Length", ""))
+        if length is None:
             raise UnexpectedReply(f"HEAD {entry.key}: no Content-Length")
         modified = headers.get("Last-Modified", "")
         return replace(
             entry,
-            size=int(length),
+            size=length,
             mtime_ns=http_time_ns(modified) or entry.mtime_ns,
             version=f"{length}:{entry.digest}:{modified}",
         )
