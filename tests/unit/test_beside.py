@@ -182,6 +182,18 @@ def test_a_server_without_ranges_sends_one_stream(readers: list[BlockReader]) ->
     reader.release(file)
 
 
+def test_an_archive_that_sends_one_thing_at_a_time_gets_one_stream(readers: list[BlockReader]) -> None:
+    class OneByOne(Streams):
+        alone = True
+
+    _, reader, file = opened(readers, OneByOne(0.001))
+    read_on(reader, file, 0, 24 * MIB)
+    for start in range(30 * MIB, 46 * MIB, 2 * MIB):
+        assert reader.pread(file, start, PIECE) == DATA[start : start + PIECE]
+    assert (file.flight.streams, file.flight.workers) == (None, 0)
+    reader.release(file)
+
+
 def test_a_file_whose_digest_is_being_checked_stays_one_stream(readers: list[BlockReader]) -> None:
     archive, reader, file = opened(readers, Streams(0.001, digests=True))
     assert reader.pread(file, 0, 8 * MIB) == DATA[: 8 * MIB]

@@ -185,6 +185,14 @@ class Keeper(Protocol):
 
 
 @runtime_checkable
+class Alone(Protocol):
+    """An archive whose streams of one file would be in each other's way: it has one connection, or one lock."""
+
+    @property
+    def alone(self) -> bool: ...
+
+
+@runtime_checkable
 class Learning(Protocol):
     """An archive that has use for a keeper."""
 

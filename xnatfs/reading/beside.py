@@ -41,6 +41,7 @@ class Beside:
 
     Args:
         new_transfer: Makes one that has not begun.
+        alone: Nothing is to be fetched beside a reader.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Beside:
         slots: TransferSlots,
         claims: Claims | None,
         new_transfer: Callable[[Flight], Transfer],
+        alone: bool = False,
     ) -> None:
+        self._alone = alone
         self._cache = cache
         self._slots = slots
         self._claims = claims
@@ -69,7 +72,7 @@ class Beside:
 
         One of several streams ends with its stripe; the others go on behind it.
         """
-        if window < STREAM_FROM or not self._slots.ranged or asked_stop - start < 2 * self._stripe:
+        if self._alone or window < STREAM_FROM or not self._slots.ranged or asked_stop - start < 2 * self._stripe:
             return asked_stop
         if flight.streams is None:
             flight.streams = StreamCount(self._most, self._known_count())
@@ -92,7 +95,7 @@ class Beside:
 
     def fetch(self, flight: Flight, spans: Sequence[Span]) -> None:
         """Have these parts of a file fetched soon, unless they are cached."""
-        if not spans or self._missing(flight, *spans[0]) is None:
+        if self._alone or not spans or self._missing(flight, *spans[0]) is None:
             return
         with flight.cond:
             flight.spans.extend(spans)

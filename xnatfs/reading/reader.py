@@ -9,7 +9,7 @@ import threading
 import time
 
 from xnatfs import callers
-from xnatfs.archives.base import Archive
+from xnatfs.archives.base import Alone, Archive
 from xnatfs.blocks.base import BlockCache, BlockKey, Claims
 from xnatfs.buffers import BufferPool
 from xnatfs.config import ReadConfig
@@ -85,6 +85,7 @@ class BlockReader:
             self._slots,
             claims,
             lambda flight: self._transfer(flight, beside=True),
+            alone=isinstance(archive, Alone) and archive.alone,
         )
         self._stats = stats or Stats()
         self._stats.gauges["transfers"] = lambda: self._slots.count

@@ -53,6 +53,8 @@ class FsspecArchive:
         user_agent: Not used: fsspec's libraries have their own.
     """
 
+    alone = True  # ftp has one connection for commands, and many others have one loop or lock
+
     def __init__(
         self,
         url: str,
