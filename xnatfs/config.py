@@ -50,7 +50,7 @@ class ListingConfig:
     memory_entries: int = 120_000  # parsed entries kept; about 1 KB each with what is made of them
     offline: bool = False  # nothing is asked: what is stored is served, whatever its age
     not_before_s: float = 0.0  # since the epoch: a stored listing older than this does not count
-    ahead: int = 5  # fetches that a crawl may have under way; 0: none
+    ahead: int = 2  # fetches that a crawl may have under way; 0: none
 
 
 @dataclass(frozen=True, slots=True)
