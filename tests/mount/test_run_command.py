@@ -140,6 +140,28 @@ def test_a_signal_while_it_mounts_leaves_nothing(room: Room, server: DemoServer)
     assert room.is_empty()
 
 
+STOPPED_IN_A_FORK = """
+import os, signal, time
+from xnatfs.cli import daemon
+from xnatfs.cli.owned import Stopped, signals_raise
+
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
+with signals_raise():
+    try:
+        daemon.start(lambda ready: time.sleep(600), None, 600)
+    except Stopped as stopped:
+        print("stopped by", stopped.number)
+"""
+
+
+def test_a_signal_that_comes_while_it_forks_is_not_lost() -> None:
+    """Python ignores what is raised by what runs around a fork: logging, our block cache, other libraries."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN_A_FORK], capture_output=True, text=True, timeout=END_S, check=False
+    )
+    assert (done.stdout, done.stderr) == (f"stopped by {signal.SIGTERM.value}\n", "")
+
+
 def test_what_the_command_left_running_does_not_keep_the_mount(room: Room) -> None:
     code, out, _ = room.run("--", "sh", "-c", "cd {} && sleep 60 >&- 2>&- <&- & echo $!")
     left = int(out)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 END_LIMIT_S = 5.0  # for a process that has failed, or was told to end, to be gone
 POLL_S = 0.01
+HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # while it forks
 END_GRACE_S = 2.0  # for the process of a mount that has been taken away to end by itself
 
 SECRET_WORDS = ("PASS", "SECRET", "TOKEN")
@@ -43,12 +44,18 @@ def start(serve: Serve, log_file: Path | None, limit_s: float) -> int:
         XnatfsError or ArchiveError: what ``serve`` raised before it was ready, or that it ended, or took ``limit_s``.
     """
     reading, writing = os.pipe()
-    pid = os.fork()
+    # Python ignores what a signal's handler raises while the hooks run that libraries have put around a fork.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
     if pid == 0:
-        os.close(reading)
-        _run_child(serve, log_file, writing)
+        _run_child(serve, log_file, reading, writing, before)
     os.close(writing)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         message = _await_message(reading, limit_s)
     except BaseException:
         _end(pid)
@@ -113,7 +120,9 @@ def _error_from(message: dict[str, Any]) -> Exception:
 # --- the child --------------------------------------------------------------------------------------------------------
 
 
-def _run_child(serve: Serve, log_file: Path | None, writing: int) -> NoReturn:
+def _run_child(
+    serve: Serve, log_file: Path | None, reading: int, writing: int, signals: set[int | signal.Signals]
+) -> NoReturn:
     code = 0
     said = False
 
@@ -129,6 +138,8 @@ def _run_child(serve: Serve, log_file: Path | None, writing: int) -> NoReturn:
         tell({"ready": True})
 
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)  # here, where what a handler raises ends this process
+        os.close(reading)
         os.setsid()
         os.chdir("/")
         _close_inherited(writing)
