@@ -18,7 +18,8 @@ import trustme
 from tests.helpers.object_server import ObjectServer, Thing
 from tests.helpers.relays import ForwardProxy, Relay
 from xnatfs.archives.http.account import Guest
-from xnatfs.archives.http.client import MAX_HOPS, HttpClient
+from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.connections import MAX_HOPS
 from xnatfs.config import HttpConfig
 from xnatfs.errors import ArchiveError, Unavailable, UnexpectedReply
 from xnatfs.turns import Turn

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xnatfs.archives.http import body, client
+from xnatfs.archives.http import body
+from xnatfs.archives.http import reply as reply_module
 from xnatfs.archives.nbia import manifest
 from xnatfs.archives.nbia import tables as nbia_tables
 from xnatfs.archives.objects import index_page, openneuro, s3_listing
@@ -168,7 +169,7 @@ def test_headers_of_a_range(headers: dict[str, str]) -> None:
     for status in (200, 206):
         reply: Any = SimpleNamespace(status=status, headers=headers, url="http://h/f", generation=0)
         outcome(partial(body.content_range, reply, "GET f"))
-        outcome(partial(client.content_length, reply))
+        outcome(partial(reply_module.content_length, reply))
 
 
 @fuzz
@@ -178,7 +179,7 @@ def test_headers_of_a_range(headers: dict[str, str]) -> None:
 )
 def test_dates_and_cookies(date: str, cookie: str) -> None:
     assert -(2**63) <= body.http_time_ns(date) < 2**63
-    assert isinstance(client.parse_set_cookie(cookie), dict)
+    assert isinstance(reply_module.parse_set_cookie(cookie), dict)
     assert parse_size(date) is None or 0 <= int(date) < 2**63
     assert isinstance(tables.item_time_ns(Row({"insert_date": date, "date": cookie})), int)
 

@@ -77,6 +77,7 @@ DOORS = {  # library -> the modules that may import it
     "pyxnat": ("archives.xnat.archive", "archives.xnat.interface"),
     "requests": (
         "archives.http.client",
+        "archives.http.connections",
         "archives.http.roaming",
         "archives.http.errors",
         "archives.xnat.login",

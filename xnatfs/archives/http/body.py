@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from xnatfs.archives.http.client import Reply, content_length, path_of
+from xnatfs.archives.http.reply import Reply, content_length, path_of
 from xnatfs.errors import StaleContent, Unavailable, UnexpectedReply
 from xnatfs.model import Entry
 

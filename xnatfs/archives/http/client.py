@@ -1,47 +1,35 @@
-"""HTTP as an archive needs it: connections, timeouts, retries, redirects, doubtful replies.
+"""HTTP as an archive needs it: one request with its login, redirects, retries, and what to make of doubtful replies.
 
 Knows nothing of XNAT's paths or documents: the archives bring the meaning, ``account.py`` the session. Safe to call
-from any thread; a ``Line``, or where a proxy stands between or redirects may lead elsewhere a ``Roamer``, is
-lent to one request at a time: never more connections than leases.
+from any thread.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import io
 import logging
 import re
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
-import urllib3
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3.connection import HTTPConnection
-from urllib3.util.ssl_ import create_urllib3_context
 
 from xnatfs import callers, jsontext
 from xnatfs.archives.http.account import Account
+from xnatfs.archives.http.connections import DEFAULT_PORTS, MAX_HOPS, Connections, prepared
 from xnatfs.archives.http.errors import (
     TRANSPORT_ERRORS,
     OddStatus,
     PageReply,
-    Unreachable,
     raise_for_status,
     raise_translated,
     retry_after_s,
 )
-from xnatfs.archives.http.line import Line, LineResponse, shut
-from xnatfs.archives.http.numbers import whole_number
-from xnatfs.archives.http.roaming import Roamer
+from xnatfs.archives.http.line import Line
+from xnatfs.archives.http.reply import Reply, content_length, path_of
 from xnatfs.config import HttpConfig
 from xnatfs.errors import (
     AccessDenied,
@@ -66,171 +54,12 @@ MAX_DOCUMENT = 128 << 20
 PIECE = 256 * 1024
 """Bytes asked of a document's body at once."""
 
-FIRST_BUFFER = 128 * 1024
-"""Bytes of a new socket's receive buffer (Linux doubles it). Left to itself the kernel took 0.1 to 2.6 MB of a body
-from which 256 KiB were read, measured on loopback; with this, 0.2 MB."""
-
-SOCKET_OPTIONS = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_RCVBUF, FIRST_BUFFER)]
-
-WIDEN_AFTER = 512 * 1024
-"""Bytes of one body after which the kernel may tune the buffer again: a fixed one holds a line of 20 ms at 13 MB/s."""
-
-SO_BUF_LOCK = 72
-"""asm-generic/socket.h, Linux 5.14 and later: 0 takes back that the buffer size was set by hand. Python has no name."""
-
-DEFAULT_PORTS = {"http": http.client.HTTP_PORT, "https": http.client.HTTPS_PORT}
-
-SOON_S = 0.2
-"""Seconds that a listing waits for a connection until a brief transfer has to let it by. A guess: somebody looks."""
-
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-MAX_HOPS = 4
-"""Redirects in a row where an archive hands out other hosts' addresses: OSF takes two."""
 
 T = TypeVar("T")
 
-Lease = Line | Roamer
-"""What carries one request at a time, and keeps its connection for the next."""
-
 _PLAIN = re.compile(r"(?:/(?!\.)|[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+(?:\?[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?")
 """A path that requests would send as it stands: quoted, and with no "/../" to resolve."""
-
-
-class Reply:
-    """An answer whose body has not been read. Give it back with ``close``: until then it holds a connection."""
-
-    def __init__(
-        self,
-        client: HttpClient,
-        lease: Lease,
-        raw: LineResponse | urllib3.BaseHTTPResponse,
-        status: int,
-        headers: Mapping[str, str],
-        url: str,
-        generation: int,
-    ) -> None:
-        self.generation = generation
-        self._client = client
-        self._lease: Lease | None = lease
-        self._lock = threading.Lock()
-        self._raw = raw
-        self.status = status
-        self.headers = headers
-        self.url = url
-        self._until_wide = WIDEN_AFTER
-        self._plain = _plain_body(raw)
-
-    @property
-    def cookies(self) -> dict[str, str]:
-        """Names and values that the answer sets."""
-        cookies: dict[str, str] = {}
-        for line in self._raw.headers.getlist("Set-Cookie"):
-            cookies.update(parse_set_cookie(line))
-        return cookies
-
-    def read1(self, size: int) -> bytes:
-        """At least one byte and at most ``size``; b"" at the end of the body.
-
-        Raises:
-            Unavailable, TimedOut
-        """
-        raw = self._raw
-        try:
-            piece = raw.read1(size) if isinstance(raw, LineResponse) else raw.read1(size, decode_content=False)
-        except Exception as error:  # noqa: BLE001  # urllib3, ssl and http.client raise from many families
-            raise_translated(error, f"reading {path_of(self.url)}")
-        self._count(len(piece))
-        return piece
-
-    def readinto(self, buffer: memoryview) -> int:
-        """``read1`` into the caller's memory; 0 at the end of the body.
-
-        A plain body goes there straight from the socket, past urllib3, which makes a bytes object of each piece: two
-        thirds of the CPU time of receiving (measured, 256 KiB at once).
-
-        Raises:
-            Unavailable, TimedOut
-        """
-        body = self._plain
-        # fp is looked at once: ``close`` in another thread takes it away.
-        fp = None if body is None else body.fp
-        if body is None or not body.length or fp is None:
-            return self._piece_into(buffer)
-        try:
-            count: int = fp.readinto1(buffer[: body.length])
-        except Exception as error:  # noqa: BLE001  # as above
-            raise_translated(error, f"reading {path_of(self.url)}")
-        self._count(count)
-        if count:
-            body.length -= count
-            if not isinstance(self._raw, LineResponse):
-                self._raw.length_remaining = body.length
-                if not body.length:
-                    self._end(self._raw)
-        return count
-
-    def _piece_into(self, buffer: memoryview) -> int:
-        """``readinto`` of a body in chunks, or of one whose bytes are not the body as they come."""
-        raw = self._raw
-        if not (isinstance(raw, LineResponse) and raw.chunked and len(buffer)):
-            piece = self.read1(len(buffer))
-            buffer[: len(piece)] = piece
-            return len(piece)
-        try:
-            count = raw.chunk_into(buffer)
-        except Exception as error:  # noqa: BLE001  # as above
-            raise_translated(error, f"reading {path_of(self.url)}")
-        self._count(count)
-        return count
-
-    def _end(self, raw: urllib3.BaseHTTPResponse) -> None:
-        """Let urllib3 find that nothing is left, and take its connection back."""
-        if raw.read1(1, decode_content=False):
-            raise UnexpectedReply(f"reading {path_of(self.url)}: longer than its own length")
-
-    def _count(self, count: int) -> None:
-        self._client.stats.received_bytes += count
-        if self._until_wide > 0:
-            self._until_wide -= count
-            if self._until_wide <= 0:
-                self._widen()
-
-    def _widen(self) -> None:
-        sock = self._socket()
-        if sock is not None:
-            with contextlib.suppress(OSError):  # an older kernel: the buffer stays small
-                sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
-
-    def _socket(self) -> socket.socket | None:
-        raw = self._raw
-        if isinstance(raw, LineResponse):
-            return raw.line.sock
-        sock = getattr(getattr(raw, "connection", None), "sock", None)
-        return sock if isinstance(sock, socket.socket) else None
-
-    def close(self, reusable: bool = False) -> None:
-        """Let the connection go; keep it for the next request when the body was read to its end."""
-        with self._lock:
-            lease, self._lease = self._lease, None
-        if lease is None:
-            return
-        raw = self._raw
-        if isinstance(raw, LineResponse):
-            if not (reusable and raw.is_read):
-                self.interrupt()
-                raw.line.hang_up()
-            raw.close()
-        elif reusable:
-            raw.release_conn()
-        else:
-            self.interrupt()
-            raw.close()
-        self._client._give_back(lease)
-
-    def interrupt(self) -> None:
-        """Wake a thread that waits in ``read1``; it gets an error."""
-        shut(self._socket())
 
 
 class HttpClient:
@@ -257,7 +86,6 @@ class HttpClient:
         assert not (wander and account.named)
         self._wander = wander
         self.stats = stats or Stats()
-        self.stats.gauges["in_flight"] = lambda: self._lent
         self._who_path = who_path
         self._data_paths = data_paths
         self._base_url = base_url
@@ -269,20 +97,11 @@ class HttpClient:
             "Accept": "*/*",  # XNAT answers 406 to octet-stream and a JPEG to image/*
             "Accept-Encoding": "identity",  # Content-Length must be the file's, and a stored .gz stay as it is
         }
+        self._connections = Connections(base_url, config, self._headers, wander)
+        self.stats.gauges["in_flight"] = lambda: self._connections.lent
         self._lock = threading.Lock()
-        self._freed = threading.Condition(self._lock)
-        self._idle: list[Lease] = []  # guarded by _lock
-        self._lent = 0  # guarded by _lock
-        self._turns: dict[Lease, Turn | None] = {}  # guarded by _lock: what is lent, oldest first, and in whose turn
-        self._listings_wait = 0  # guarded by _lock: for a connection
         self._resting: set[threading.Event] = set()  # guarded by _lock: what wakes those between two tries
-        self._tls: ssl.SSLContext | None = None  # guarded by _lock; made when first needed: it reads files
-        self._closed = False
-        self._root = ""  # scheme, host and port, where requests go by lines; else "": by sessions
-        if config.proxy is None and not wander:
-            with contextlib.suppress(requests.RequestException):  # not an address: said when it is asked
-                root = _prepared(base_url, None)[0]
-                self._root = root if root.startswith(("http:", "https:")) else ""
+        self._closed = False  # guarded by _lock
 
     @property
     def origin(self) -> str:
@@ -444,11 +263,11 @@ class HttpClient:
             self._closed = True
             for resting in self._resting:
                 resting.set()
-            idle, self._idle = self._idle, []
-            for lease in self._turns:
-                lease.interrupt()
-        for lease in idle:
-            _end_lease(lease)
+        self._connections.close()
+
+    def new_session(self) -> requests.Session:
+        """A session with our headers, CA and proxy, and no cookies or credentials of its own."""
+        return self._connections.new_session()
 
     # --- one request -------------------------------------------------------------------------------------------
 
@@ -511,7 +330,8 @@ class HttpClient:
         a renewal in the meantime, and a login counts as one of the connections.
         """
         turn = current_turn()
-        lease = self._lend(turn)
+        lease = self._connections.lend(turn)
+        give_back = partial(self._connections.give_back, lease)
         timeouts_s = min(CONNECT_S, self._config.timeout_s), self._config.timeout_s
         try:
             account_headers, generation = self._account.headers(with_credentials)
@@ -522,7 +342,9 @@ class HttpClient:
             if isinstance(lease, Line):
                 target = self._target(url, params)
                 raw = lease.ask(method, target, sent, body, timeouts_s)
-                reply = Reply(self, lease, raw, raw.status, raw.headers, self._root + target, generation)
+                reply = Reply(
+                    self.stats, give_back, raw, raw.status, raw.headers, self._connections.root + target, generation
+                )
             else:
                 response = lease.request(
                     method,
@@ -535,9 +357,9 @@ class HttpClient:
                     timeout=timeouts_s,
                 )
                 status, address = response.status_code, str(response.url)
-                reply = Reply(self, lease, response.raw, status, response.headers, address, generation)
+                reply = Reply(self.stats, give_back, response.raw, status, response.headers, address, generation)
         except BaseException as error:
-            self._give_back(lease)
+            give_back()
             if isinstance(error, TRANSPORT_ERRORS):
                 raise_translated(error, f"{method} {path_of(url)}")
             raise  # a fault of ours is no fault of the connection, and not to be tried again
@@ -545,14 +367,14 @@ class HttpClient:
 
     def _target(self, url: str, params: Mapping[str, str] | None) -> str:
         """What stands in the request line for an address on our origin."""
-        root = self._root
+        root = self._connections.root
         if url.startswith(root) and _PLAIN.fullmatch(url, len(root)):
             target = url[len(root) :]
             if not params:
                 return target
             if "?" not in target:
                 return f"{target}?{urlencode(params)}"
-        return _prepared(url, params)[1]
+        return prepared(url, params)[1]
 
     def _redirected(self, reply: Reply, what: str, url: str, location: str) -> str:
         """The address to follow, to data on the same origin only: credentials go nowhere else."""
@@ -622,155 +444,11 @@ class HttpClient:
             with self._lock:
                 self._resting.discard(wake)
 
-    # --- sessions ----------------------------------------------------------------------------------------------
-
-    def _lend(self, turn: Turn | None) -> Lease:
-        if turn is not None and turn.over:
-            raise Unavailable("interrupted")
-        lease = None
-        self._wait_for_room(turn)
-        try:
-            with self._lock:
-                if self._idle:
-                    lease = self._idle.pop()
-            if lease is None:
-                lease = self._new_line() if self._root else self.new_session()
-        except BaseException:
-            with self._lock:
-                self._lent -= 1
-                self._freed.notify_all()
-            raise
-        with self._lock:
-            self._turns[lease] = turn
-        return lease
-
-    def _wait_for_room(self, turn: Turn | None) -> None:
-        """Count one more connection as lent, once there is one."""
-        with self._lock:
-            if self._has_room(turn):
-                self._lent += 1
-                return
-            self._listings_wait += turn is None
-        deadline = time.monotonic() + self._config.timeout_s
-        try:
-            while time.monotonic() < deadline:
-                with self._lock:
-                    if self._freed.wait_for(lambda: self._has_room(turn), SOON_S):
-                        self._lent += 1
-                        return
-                    brief = [
-                        other for other in self._turns.values() if other is not None and other.brief and not other.over
-                    ]
-                if turn is not None and turn.over:
-                    raise Unavailable("interrupted")
-                if turn is None and brief:
-                    brief[-1].give_way()
-        finally:
-            with self._lock:
-                self._listings_wait -= turn is None
-                self._freed.notify_all()
-        raise TimedOut(f"all {self._config.max_connections} connections are busy", "raise --connections")
-
-    def _has_room(self, turn: Turn | None) -> bool:
-        """Under the lock. A transfer leaves one connection to a listing that waits."""
-        kept = 1 if turn is not None and self._listings_wait else 0
-        return self._lent + kept < self._config.max_connections
-
-    def _give_back(self, lease: Lease) -> None:
-        with self._lock:
-            turn = self._turns.pop(lease, None)
-        if turn is not None:
-            turn.waits_with(None)  # the next one's request is not this turn's to end
-            if isinstance(lease, Roamer):
-                lease.resume()
-        with self._lock:
-            keep = not self._closed
-            if keep:
-                self._idle.append(lease)
-        if not keep:
-            _end_lease(lease)
-        with self._lock:
-            self._lent -= 1
-            self._freed.notify_all()
-
-    def _new_line(self) -> Line:
-        parts = urlsplit(self._root)
-        default = DEFAULT_PORTS[parts.scheme]
-        port = parts.port or default
-        host = parts.netloc.removesuffix(f":{default}")
-        head = "".join(f"{name}: {value}\r\n" for name, value in (("Host", host), *self._headers.items()))
-        return Line(parts.hostname or "", port, self._trusted(), SOCKET_OPTIONS, head)
-
-    def _trusted(self) -> ssl.SSLContext | None:
-        if not self._base_url.startswith("https:"):
-            return None
-        with self._lock:
-            if self._tls is None:
-                self._tls = _tls_context(self._config.ca_bundle)
-            return self._tls
-
-    def new_session(self) -> Roamer:
-        """A session with our headers, CA and proxy, and no cookies or credentials of its own."""
-        hosts = MAX_HOPS if self._wander else 1
-        return Roamer(self._headers, self._trusted(), self._config.proxy, SOCKET_OPTIONS, hosts)
-
-
-def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
-    """Trusts the given authorities alone, or else the system's and certifi's: hospitals have their own."""
-    context = create_urllib3_context()
-    try:
-        if ca_bundle is not None:
-            context.load_verify_locations(ca_bundle)
-        else:
-            context.load_default_certs()
-            context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
-    except OSError as error:  # ssl.SSLError is one
-        what = f"{ca_bundle or DEFAULT_CA_BUNDLE_PATH}: not a file of certificates (PEM)"
-        raise Unreachable(what, "check --ca-bundle") from error
-    return context
-
-
-def _plain_body(raw: Any) -> Any:
-    """The standard library's response under urllib3's, when its bytes are the body as they come; else None."""
-    body = raw if isinstance(raw, LineResponse) else getattr(raw, "_original_response", None)
-    if not isinstance(body, http.client.HTTPResponse) or body.chunked or body.length is None:
-        return None
-    return body if isinstance(body.fp, io.BufferedReader) else None
-
-
-def content_length(reply: Reply) -> int | None:
-    return whole_number(reply.headers.get("Content-Length", ""))
-
 
 def _too_long(what: str) -> UnexpectedReply:
     return UnexpectedReply(
         f"{what}: over {MAX_DOCUMENT >> 20} MiB", "no listing is that long: is this the right server?"
     )
-
-
-def _end_lease(lease: Lease) -> None:
-    if isinstance(lease, Line):
-        lease.hang_up()
-    else:
-        lease.close()
-
-
-def _prepared(url: str, params: Mapping[str, str] | None) -> tuple[str, str]:
-    """(scheme, host and port; path and query) of an address as requests would send it."""
-    request = requests.PreparedRequest()
-    request.prepare_url(url, dict(params or {}))
-    parts = urlsplit(request.url or "")
-    return f"{parts.scheme}://{parts.netloc}", str(request.path_url)
-
-
-def parse_set_cookie(line: str) -> dict[str, str]:
-    """Name and value of one Set-Cookie header; {} when it cannot be read."""
-    jar: SimpleCookie = SimpleCookie()
-    try:
-        jar.load(line)
-    except CookieError:
-        return {}
-    return {name: morsel.value for name, morsel in jar.items()}
 
 
 def _is_login_page(location: str) -> bool:
@@ -781,11 +459,6 @@ def _origin(url: str) -> str:
     parts = urlsplit(url)
     port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
     return f"{parts.scheme}://{parts.hostname}:{port}"
-
-
-def path_of(url: str) -> str:
-    """A URL for a message: without its query."""
-    return url.split("?", 1)[0]
 
 
 def _is_page(data: bytes) -> bool:

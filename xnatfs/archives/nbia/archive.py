@@ -28,8 +28,9 @@ from xnatfs.archives.base import BulkStream, Keeper, RangeStream
 from xnatfs.archives.documents import BytesBody, DocumentStore, is_document, split_key
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.body import checked_body
-from xnatfs.archives.http.client import HttpClient, Reply
+from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.errors import OddStatus, ServerFailed
+from xnatfs.archives.http.reply import Reply
 from xnatfs.archives.nbia import idc
 from xnatfs.archives.nbia.idc_index import IdcIndex, Place
 from xnatfs.archives.nbia.learning import SeriesLearner

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.body import checked_body, http_time_ns
-from xnatfs.archives.http.client import HttpClient, content_length
+from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.numbers import whole_number
+from xnatfs.archives.http.reply import content_length
 from xnatfs.archives.nbia.idc_index import Place
 from xnatfs.archives.objects.s3_listing import DATED, parse_page
 from xnatfs.errors import NotFound, StaleContent, UnexpectedReply

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from xnatfs.archives.base import Keeper, KeptWriter
-from xnatfs.archives.http.client import PIECE, HttpClient, Reply
+from xnatfs.archives.http.client import PIECE, HttpClient
+from xnatfs.archives.http.reply import Reply
 from xnatfs.archives.nbia.dicom import sop_instance_uid
 from xnatfs.archives.zipstream import Member, ZipStream
 from xnatfs.errors import CorruptContent, StaleContent, TimedOut, Unavailable, UnexpectedReply

@@ -17,9 +17,10 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.body import checked_body, http_time_ns
-from xnatfs.archives.http.client import HttpClient, Reply
+from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.errors import OddStatus
 from xnatfs.archives.http.numbers import whole_number
+from xnatfs.archives.http.reply import Reply
 from xnatfs.archives.objects.s3_listing import DATED, Page, directories, listing_id, parse_page
 from xnatfs.archives.objects.s3_sign import UNRESERVED, encoded_query, signed_headers
 from xnatfs.config import Credentials, HttpConfig, TreeConfig

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
-from xnatfs.archives.http.client import HttpClient, content_length
+from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.reply import content_length
 from xnatfs.config import HttpConfig
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry

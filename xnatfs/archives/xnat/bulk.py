@@ -11,7 +11,8 @@ from os.path import commonprefix
 
 from xnatfs.archives.base import weak_validator
 from xnatfs.archives.documents import is_document
-from xnatfs.archives.http.client import HttpClient, Reply
+from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.reply import Reply
 from xnatfs.archives.xnat.zips import ZipSource, check_zip_reply, path_in_resource, zip_of
 from xnatfs.archives.zipstream import Member, ZipStream
 from xnatfs.model import Entry

@@ -17,8 +17,9 @@ from urllib.parse import quote
 import requests
 
 from xnatfs.archives.http.account import EXPIRY_COOKIE, SESSION_COOKIE, fresh_cookies, session_life_s
-from xnatfs.archives.http.client import CONNECT_S, REDIRECTS, parse_set_cookie
+from xnatfs.archives.http.client import CONNECT_S, REDIRECTS
 from xnatfs.archives.http.errors import raise_for_status, raise_translated
+from xnatfs.archives.http.reply import parse_set_cookie
 from xnatfs.archives.http.session import ServerSession
 from xnatfs.config import Credentials
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, Unavailable, UnexpectedReply

@@ -16,7 +16,8 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from xnatfs.archives.base import weak_validator
-from xnatfs.archives.http.client import PIECE, HttpClient, Reply
+from xnatfs.archives.http.client import PIECE, HttpClient
+from xnatfs.archives.http.reply import Reply
 from xnatfs.archives.zipstream import Member, ZipStream
 from xnatfs.errors import NotFound, StaleContent, TimedOut, UnexpectedReply
 from xnatfs.model import Entry
