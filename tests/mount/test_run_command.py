@@ -162,6 +162,34 @@ def test_a_signal_that_comes_while_it_forks_is_not_lost() -> None:
     assert (done.stdout, done.stderr) == (f"stopped by {signal.SIGTERM.value}\n", "")
 
 
+STOPPED_IN_MKDTEMP = """
+import os, signal, tempfile
+from xnatfs.cli.owned import Stopped, mount_directory, signals_raise
+
+make = tempfile.mkdtemp
+
+def make_and_be_stopped(*args, **kwargs):
+    made = make(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return made
+
+tempfile.mkdtemp = make_and_be_stopped
+with signals_raise():
+    try:
+        with mount_directory(None):
+            print("went on")
+    except Stopped:
+        print("stopped")
+"""
+
+
+def test_a_signal_that_comes_while_it_makes_its_directory_leaves_none(room: Room) -> None:
+    command = [sys.executable, "-c", STOPPED_IN_MKDTEMP]
+    done = subprocess.run(command, env=room.environment, capture_output=True, text=True, timeout=END_S, check=False)
+    assert (done.stdout, done.stderr) == ("stopped\n", "")
+    assert room.is_empty()
+
+
 def test_what_the_command_left_running_does_not_keep_the_mount(room: Room) -> None:
     code, out, _ = room.run("--", "sh", "-c", "cd {} && sleep 60 >&- 2>&- <&- & echo $!")
     left = int(out)

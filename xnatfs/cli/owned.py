@@ -62,19 +62,23 @@ def mount_directory(wanted: Path | None) -> Iterator[Path]:
 
     Taken away by rmdir, which never reaches into a mount that would not go.
     """
-    if wanted is None:
-        place, made = Path(tempfile.mkdtemp(prefix="xnatfs-")).resolve(), True
-    else:
-        place = wanted.absolute()
-        made = not place.exists()
-        if made:
-            place.mkdir(mode=0o700, parents=True)
+    made: Path | None = None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until we know what we have made
     try:
+        if wanted is None:
+            place = made = Path(tempfile.mkdtemp(prefix="xnatfs-")).resolve()
+        else:
+            place = wanted.absolute()
+            if not place.exists():
+                place.mkdir(mode=0o700, parents=True)
+                made = place
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield place
     finally:
-        if made:
+        if made is not None:
             with contextlib.suppress(OSError):
-                place.rmdir()
+                made.rmdir()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclasses.dataclass(slots=True)
