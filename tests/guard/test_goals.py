@@ -19,6 +19,7 @@ import pytest
 from tests.helpers.mounting import Mount, mounted
 from tests.helpers.server import DemoServer, Record
 from tests.helpers.usage import disk_used, resident_bytes
+from xnatfs.tree.crawl import BATCH, WINDOW
 
 pytestmark = pytest.mark.fuse
 
@@ -158,17 +159,21 @@ def test_a_crawl_takes_three_requests_a_session_at_most(server: DemoServer, moun
     server.clear_log()
     found = subprocess.run(["find", *roots, "-name", "*.dcm"], capture_output=True, check=True).stdout
     assert found.count(b"\n") == CRAWLED * 1000
-    # The crawl is seen in subject directories, whose neighbours are listed ahead though nobody asked for them here.
-    listed = [record for record in server.requests() if "/experiments/" in record["path"]]
-    assert len(server.requests()) <= 3 + 3 * max(CRAWLED, _sessions(listed))
+    # The crawl is seen in subject directories, whose neighbours are listed ahead though nobody asked for them here: how
+    # far it is with those, and how far with their sessions, depends on how fast this machine is. One session a subject.
+    requests = server.requests()
+    listed = [record for record in requests if "/experiments/" in record["path"]]
+    touched = max(_named(listed, "experiments"), _named(requests, "subjects"))
+    assert CRAWLED <= touched <= CRAWLED + WINDOW + BATCH
+    assert len(requests) <= 3 + 3 * touched
     listed_twice = len(listed) - len({(record["path"], record["query"]) for record in listed})
     assert listed_twice == 0
 
 
-def _sessions(records: list[Record]) -> int:
-    """How many sessions these requests name."""
-    named = (record["path"].partition("/experiments/")[2].partition("/")[0] for record in records)
-    return len({session for ids in named for session in ids.split(",")})
+def _named(records: list[Record], kind: str) -> int:
+    """How many items of a kind these requests name."""
+    named = (record["path"].partition(f"/{kind}/")[2].partition("/")[0] for record in records)
+    return len({item for ids in named for item in ids.split(",") if item})
 
 
 def test_a_stored_listing_serves_a_remount_without_a_request(server: DemoServer, tmp_path: Path) -> None:
