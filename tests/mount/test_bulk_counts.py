@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -201,6 +202,25 @@ def test_a_mount_that_is_stopped_while_it_fetches_a_scan_does_not_stop_the_other
         for mount in mounts:
             assert sums_of_copy(mount) == truth
         assert len(zips(server)) <= 2
+
+
+def test_a_process_that_is_stopped_within_a_transaction_of_the_cache_costs_seconds_once(
+    server: DemoServer, tmp_path: Path
+) -> None:
+    with mounts_of_one_cache(server, tmp_path, 2) as mounts:
+        for mount in mounts:
+            os.listdir(mount.path / SCAN_OF_1000)
+        first, *_ = (mounts[0].path / SCAN_OF_1000).iterdir()
+        first.read_bytes()  # one mount has opened the cache, the other is still to open it
+        (database,) = (tmp_path / "cache").rglob("cache.db")
+        with contextlib.closing(sqlite3.connect(database, isolation_level=None, timeout=30)) as stopped:
+            stopped.execute("BEGIN IMMEDIATE")
+            copies = [copy_from(mount) for mount in mounts]
+            assert [copy.wait(45) for copy in copies] == [0, 0]  # it was over a minute
+            stopped.execute("ROLLBACK")
+        truth = true_md5s(server, "XNAT_E10001")
+        for mount in mounts:
+            assert sums_of_copy(mount) == truth
 
 
 def zip_bytes(server: DemoServer) -> int:

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diskcache
 from diskcache.core import MODE_BINARY, MODE_RAW
@@ -155,6 +155,23 @@ class Books(diskcache.Cache):  # type: ignore[misc]  # diskcache ships no types
                 self._shared.execute(f"PRAGMA {pragma} = {SETTINGS[f'sqlite_{pragma}']}").fetchall()
             self._shared.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}").fetchall()
         return self._shared
+
+    @property
+    def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
+        """How diskcache asks while it opens. Its own way goes on for a minute where another process holds the database,
+        which may be one that was stopped; readers wait for that."""
+        until_s = time.monotonic() + BUSY_S
+
+        def ask(statement: str, *values: Any) -> sqlite3.Cursor:
+            while True:
+                try:
+                    return self._con.execute(statement, *values)
+                except sqlite3.OperationalError as exc:
+                    if "locked" not in str(exc) or time.monotonic() > until_s:
+                        raise
+                time.sleep(0.01)
+
+        return ask
 
     def close(self) -> None:
         if self._shared is not None:

@@ -82,6 +82,7 @@ USE_GRAIN_S = 60.0
 
 # How long writing, or opening, is left alone after it failed. A guess: short enough to notice a freed disk.
 PAUSE_S = 2.0
+LONGEST_PAUSE_S = 60.0  # ... while another process holds the database
 
 # The file system's free space, and whether the directory is still the one that was opened, are looked at this often.
 LOOK_S = 1.0
@@ -158,6 +159,7 @@ class DiskBlocks:
         self._look_after = 0.0  # monotonic; see LOOK_S
         self._spare_bytes = 0  # what may still be written before min_free is reached, as of the last look
         self._complained = False  # a warning has been given and no block kept since
+        self._waits = 0  # for another process's transaction, all in vain, since a block was kept
         self._damage_warning_after = 0.0
         self._damaged: set[str] = set()  # tags of contents a block of which was damaged; single operations only
         self._mending = threading.Lock()  # held while blocks of one file are written, or a damaged one is removed
@@ -560,7 +562,7 @@ class DiskBlocks:
 
     def _fault(self, doing: str, exc: BaseException) -> None:
         self._complain(doing, exc)
-        self._write_after = time.monotonic() + PAUSE_S
+        self._write_after = time.monotonic() + self._pause_s(exc)
         self._look_after = 0.0
         if isinstance(exc, OSError):
             return
@@ -572,6 +574,15 @@ class DiskBlocks:
                     self._books.close()
                 self._books = None
 
+    def _pause_s(self, exc: BaseException) -> float:
+        """How long to leave the disk alone. A process that was stopped within a transaction may stay so for long, and
+        each time that it is waited for, readers are too."""
+        if not isinstance(exc, TimeoutError) and "locked" not in str(exc):
+            self._waits = 0
+            return PAUSE_S
+        self._waits += 1
+        return min(PAUSE_S * float(4 ** min(self._waits, 8)), LONGEST_PAUSE_S)
+
     def _complain(self, doing: str, exc: BaseException, result: str = "reading goes on without it") -> None:
         """One warning until a block is kept again."""
         level = logging.DEBUG if self._complained else logging.WARNING
@@ -579,6 +590,7 @@ class DiskBlocks:
         log.log(level, "block cache %s: %s failed: %s; %s", self._root, doing, exc, result)
 
     def _recovered(self) -> None:
+        self._waits = 0
         if self._complained:
             self._complained = False
             log.info("block cache %s: works again", self._root)
