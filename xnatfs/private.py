@@ -16,9 +16,7 @@ def private_directory(directory: Path) -> None:
         NotADirectoryError: something else stands there, a symbolic link included.
         PermissionError: it belongs to another user, or others may write to it.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
+    _make(directory)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory, or a symbolic link", str(directory))
@@ -28,3 +26,14 @@ def private_directory(directory: Path) -> None:
         raise PermissionError(errno.EPERM, "others may write to it; run chmod 700", str(directory))
     if stat.S_IMODE(found.st_mode) != 0o700:
         directory.chmod(0o700)
+
+
+def _make(directory: Path) -> None:
+    """With what is missing above it, which is private too: it may be a cache that has been removed."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            directory.mkdir(mode=0o700)
+        except FileNotFoundError:
+            _make(directory.parent)
+            directory.mkdir(mode=0o700)
+        directory.chmod(0o700)  # the umask may have taken bits away
