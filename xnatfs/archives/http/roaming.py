@@ -127,20 +127,13 @@ class _Connection(HTTPConnection):
         self._owner.check()
 
 
-class _TlsConnection(HTTPSConnection):
-    def __init__(self, owner: Roamer, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._owner = owner
-        owner.made(self)
-
-    def connect(self) -> None:
-        super().connect()
-        self._owner.check()
+class _TlsConnection(_Connection, HTTPSConnection):
+    """The same over TLS: what is made and opened in between is urllib3's."""
 
 
 def _pool(
     kind: type[HTTPConnectionPool],
-    connection: type[_Connection | _TlsConnection],
+    connection: type[_Connection],
     owner: Roamer,
     host: str,
     port: int | None = None,
