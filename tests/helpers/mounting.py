@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xnatfs.cli import control, daemon
+
 READY_TIMEOUT_S = 30.0  # a guess: a loaded two-core machine needs about 3 s
 STOP_TIMEOUT_S = 20.0
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "COVERAGE_PROCESS_START")
@@ -138,7 +140,7 @@ class Mount:
         return self.room / "mount.log"
 
     def start(self) -> None:
-        """Mount, and return when the mount answers."""
+        """Mount, and return when the mount answers and has published itself, as the command does in the background."""
         if not is_mounted(self.path):  # a dead one cannot even be looked at
             self.path.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "xnatfs", "mount", "--foreground", "-v", "--cache-dir", str(self.cache)]
@@ -151,11 +153,26 @@ class Mount:
                 stderr=log,
             )
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not answers(self.path):
+        while not (answers(self.path) and self._published()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise AssertionError(f"no mount of {self.source}: {self.log.read_text(encoding='utf-8')}")
             time.sleep(0.02)
+
+    @property
+    def control_socket(self) -> Path | None:
+        """Where this mount says how it is doing; None until it does."""
+        assert self.process is not None
+        found = daemon.records_directory(os.geteuid()).glob(f"mount-*-{self.process.pid}.sock")
+        return next(found, None)
+
+    def _published(self) -> bool:
+        path = self.control_socket
+        if path is None:
+            return False
+        with contextlib.suppress(OSError):  # it is bound, and does not listen yet
+            return control.ask(path)["state"] == "mounted"
+        return False
 
     def stop(self) -> int:
         """Unmount by SIGTERM and return the exit code; kill what does not end, and leave nothing behind."""

@@ -27,14 +27,8 @@ FOLDER = "DEMO/DEMO_001/DEMO_001_MR1/scans/1-T1w/DICOM"
 
 
 def record_of(mount: Mount) -> daemon.Recorded:
-    """The mount's record, which it writes a moment after it answers."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        for each in daemon.recorded(os.getuid()):
-            if each.mountpoint == mount.path:
-                return each
-        time.sleep(0.02)
-    raise AssertionError(f"no record of {mount.path}")
+    [record] = [each for each in daemon.recorded(os.getuid()) if each.mountpoint == mount.path]
+    return record
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +41,6 @@ def server() -> Iterator[DemoServer]:
 def mount(server: DemoServer, tmp_path: Path) -> Iterator[Mount]:
     server.reset()
     with mounted(server.url, tmp_path, user="demo", password="demo") as made:
-        record_of(made)
         yield made
 
 
@@ -125,7 +118,6 @@ def test_a_mount_whose_process_was_killed_is_shown_as_dead_until_it_is_unmounted
     made = Mount(server.url, tmp_path, (), "demo", "demo")
     made.start()
     try:
-        record_of(made)
         made.kill()
         assert numbers(made)["state"] == "dead"
         done = status(made)
