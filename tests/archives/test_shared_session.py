@@ -131,13 +131,13 @@ def test_a_session_that_the_server_forgot_is_renewed_once_by_all_processes(start
 
 
 def test_a_session_in_use_elsewhere_is_known_to_be_alive(start: Start, server: DemoServer) -> None:
-    server.switch(session_timeout_s=2.0)
+    server.switch(session_timeout_s=4.0)
     first, second = start(), start()
     first.list()
     for _ in range(10):
-        time.sleep(0.3)
+        time.sleep(0.5)
         first.list()
-    second.list()  # three seconds after the login
+    second.list()  # five seconds after the login
     log = server.settled_log()
     assert (log["logins"], log["sessions"]) == (1, 1)
 

@@ -61,6 +61,7 @@ def test_sixty_four_threads_renew_an_expired_session_once(connect: Connect, serv
     archive = connect()
     names(archive)
     time.sleep(1.2)
+    server.switch(session_timeout_s=60.0)  # of the new one: on a busy machine 64 threads may take more than a second
     server.clear_log()
     assert at_once(64, lambda: names(archive)) == [None] * 64
     log = server.settled_log()
@@ -332,11 +333,11 @@ def test_credentials_never_follow_a_redirect_to_another_origin(origins: tuple[st
 
 
 def test_a_port_where_nobody_listens_is_unavailable_at_once() -> None:
-    archive = XnatArchive("http://127.0.0.1:9", DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "xnatfs/test")
+    archive = XnatArchive("http://127.0.0.1:9", DEMO, HttpConfig(timeout_s=60.0), TreeConfig(), "xnatfs/test")
     started = time.monotonic()
     with pytest.raises(Unavailable, match="nobody answers"):
         names(archive)
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 20.0
     archive.close()
 
 

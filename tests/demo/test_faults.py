@@ -285,10 +285,10 @@ def test_an_outage_resets_everything_and_ends(server: DemoServer, wire: Any) -> 
 
 
 def test_latency_comes_before_the_first_byte(server: DemoServer, wire: Any) -> None:
-    server.switch(latency_s=0.2)
+    server.switch(latency_s=2.0)
     started = time.monotonic()
     wire(LIST)
-    assert 0.2 <= time.monotonic() - started < 1.0
+    assert 2.0 <= time.monotonic() - started < 4.0  # once
 
 
 def test_a_client_that_resets_is_logged_as_aborted(server: DemoServer) -> None:

@@ -87,7 +87,7 @@ def test_offline_asks_nothing_and_fails_at_once_for_what_is_not_held(server: Dem
         other = next(path for path in mount.path.iterdir() if path != session.parent.parent)
         with pytest.raises(OSError) as unlisted:
             list(other.iterdir())
-        assert time.monotonic() - began_s < 2
+        assert time.monotonic() - began_s < 10  # a server that did not answer would be waited for for a minute
         assert (unread.value.errno, unlisted.value.errno) == (errno.EIO, errno.EIO)
         (state,) = json.loads(status(mount))
         assert state["offline"] is True
