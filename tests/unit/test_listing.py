@@ -14,7 +14,8 @@ from xnatfs.archives.memory import MemoryArchive
 from xnatfs.config import ListingConfig
 from xnatfs.errors import AccessDenied, ArchiveError, NotFound, TimedOut, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
-from xnatfs.tree.listing import FAILURE_S, RETRY_S, ListingCache, Table
+from xnatfs.tree.flights import FAILURE_S
+from xnatfs.tree.listing import RETRY_S, ListingCache, Table
 
 TTL_S = 300.0
 

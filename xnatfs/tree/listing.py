@@ -4,9 +4,9 @@ Knows nothing of paths or handles: a directory is an ``Entry``, an answer a ``Li
 of one directory. Safe from any thread. One lock guards the bookkeeping and is never held across a request; threads that
 want a listing that is being asked for wait for that one request and share its outcome.
 
-Where a listing comes from is decided in one place, ``_lead``: memory, the store (``stored.py``), the archive. Threads
-are started for what goes on behind a caller (a renewal that is slow, listings ahead of a crawl, writing to the store);
-each ends with its work.
+Where a listing comes from is decided in one place, ``_lead``: memory, the store (``keeping.py``), the archive. Threads
+are started for what goes on behind a caller (a renewal that is slow, listings ahead of a crawl); each ends with its
+work.
 """
 
 from __future__ import annotations
@@ -16,202 +16,33 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Generic, Protocol, TypeVar
 
 from xnatfs import callers
 from xnatfs.archives.base import Archive
-from xnatfs.columns import lazy
 from xnatfs.config import ListingConfig
 from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, NotFound, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
 from xnatfs.stats import Stats
+from xnatfs.tree.flights import Failures, Flight, again, begun_behind
+from xnatfs.tree.held import Held
+from xnatfs.tree.keeping import Keeper, Store
+from xnatfs.tree.sizes import Sizes
 from xnatfs.tree.table import Table
 
 log = logging.getLogger(__name__)
 
-FAILURE_S = 1.0
-"""A failure is the answer to the same question for this long: a program that tries twenty names below a directory which
-cannot be listed waits for one timeout, not twenty. Short, since the cure should show at once. A guess."""
-
 RETRY_S = 5.0
 """After a listing could not be renewed because the server is away, the old one serves this long before the next try:
 trying a dead server takes up to ``HttpConfig.timeout_s``, and ``ls`` should not wait for each. A guess."""
-
-FAILURES_KEPT = 1000  # then the old ones go
 
 PATIENCE_S = 2.0
 """A caller waits this long for the renewal of a listing of which an old one is at hand, then gets the old one while the
 request goes on. Long enough for a server that is well, so that what is new shows in time; short enough for people where
 the server takes a minute over a large project, or swallows packets. A guess."""
 
-UNWRITTEN = 256  # listings that may wait to be stored; a further one is stored by whoever brings it
-WRITE_PAUSE_S = 2.0  # at most that a listing waits for others to be asked for before it is stored; a guess
-WRITE_QUIET_S = 0.15  # nobody has looked into a directory for this long: a walk is over, or waits for the server
-WRITE_POLL_S = 0.05
-FLUSH_S = 10.0  # for those to be written at the end
-
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
-
-
-class _Held:
-    """One listing in memory.
-
-    Attributes:
-        fresh_until: On the cache's clock. Guarded by the cache's lock.
-        doubted: Proved wrong: not to be served while it is being renewed. Guarded by the cache's lock.
-    """
-
-    __slots__ = (
-        "_earlier",
-        "_lock",
-        "_tables",
-        "asked_at_s",
-        "children",
-        "doubted",
-        "fresh_until",
-        "listing",
-        "weight",
-    )
-
-    def __init__(self, listing: Listing, fresh_until: float, old: _Held | None, asked_at_s: float = 0.0) -> None:
-        self.listing = listing
-        self.fresh_until = fresh_until
-        self.asked_at_s = asked_at_s  # since the epoch
-        self.doubted = False
-        self.children = lazy(listing.children)
-        self.weight = self.children.total + len(self.children)
-        self._lock = threading.Lock()
-        self._tables: dict[str, Table] = {}  # guarded by _lock
-        self._earlier: dict[str, Table] = {}  # guarded by _lock; tables of directories that changed, where of use
-        if old is not None:
-            self._inherit(old)
-
-    def _inherit(self, old: _Held) -> None:
-        with old._lock:
-            tables = dict(old._tables)
-            earlier = dict(old._earlier)
-        for key, table in tables.items():
-            if self.children.has_same(key, old.children):
-                self._tables[key] = table
-            elif table._raw:
-                earlier[key] = table
-        self._earlier = {key: table for key, table in earlier.items() if key in self.listing.children}
-
-    def table(self, key: str) -> Table:
-        with self._lock:
-            table = self._tables.get(key)
-            if table is None:
-                table = self._tables[key] = Table(self.children.held(key), self._earlier.pop(key, None))
-            return table
-
-
-class _Flight(Generic[Value]):
-    """One request that is under way, and those who wait for it."""
-
-    __slots__ = ("_done", "_error", "_value")
-
-    def __init__(self) -> None:
-        self._done = threading.Event()
-        self._value: Value | None = None
-        self._error: ArchiveError | None = None
-
-    def run(self, ask: Callable[[], Value]) -> Value:
-        """Ask, and give every waiter the same outcome."""
-        self._error = Unavailable("the request that others waited for was interrupted")  # unless it comes to an end
-        try:
-            self._value = ask()
-            self._error = None
-        except ArchiveError as error:
-            self._error = error
-            raise
-        finally:
-            self._done.set()
-        return self._value
-
-    def wait(self) -> Value:
-        """The outcome of the thread that asks. No timeout: ``Archive`` promises that every call ends."""
-        value = self.wait_for(None)
-        assert value is not None
-        return value
-
-    def wait_for(self, timeout_s: float | None) -> Value | None:
-        """The outcome, or None when there is none yet."""
-        if not callers.wait(self._done.wait, timeout_s):
-            return None
-        if self._error is not None:
-            raise _again(self._error)
-        assert self._value is not None
-        return self._value
-
-
-class _Failures(Generic[Key]):
-    """What failed a moment ago. Calls are made under the owner's lock."""
-
-    def __init__(self) -> None:
-        self._errors: OrderedDict[Key, tuple[float, ArchiveError]] = OrderedDict()
-
-    def add(self, key: Key, now: float, error: ArchiveError) -> None:
-        self._errors[key] = (now + FAILURE_S, error)
-        self._errors.move_to_end(key)
-        if len(self._errors) > FAILURES_KEPT:
-            self._errors.popitem(last=False)
-
-    def get(self, key: Key, now: float) -> ArchiveError | None:
-        until, error = self._errors.get(key, (now, None))
-        if now < until:
-            return error
-        self._errors.pop(key, None)
-        return None
-
-    def forget(self, key: Key) -> None:
-        self._errors.pop(key, None)
-
-
-class _Unwritten:
-    """Listings that wait to be stored, oldest first. Calls are made under the owner's lock.
-
-    Args:
-        most: Entries that may wait; those of listings that memory has let go are kept by this alone.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._entries = 0
-        self._tasks: OrderedDict[str, tuple[Listing, float, bool]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def filled(self) -> float:
-        """How full it is; 1.0 is full."""
-        return max(len(self._tasks) / UNWRITTEN, self._entries / self._most)
-
-    def add(self, listing: Listing, asked_at_s: float, same: bool) -> None:
-        self.discard(listing.id)
-        self._tasks[listing.id] = listing, asked_at_s, same
-        self._entries += lazy(listing.children).total
-
-    def pop(self) -> tuple[Listing, float, bool]:
-        task = self._tasks[next(iter(self._tasks))]
-        self.discard(task[0].id)
-        return task
-
-    def discard(self, listing_id: str) -> None:
-        task = self._tasks.pop(listing_id, None)
-        if task is not None:
-            self._entries -= lazy(task[0].children).total
-
-
-class Store(Protocol):
-    """Where listings are kept for the next mount: ``stored.ListingStore``. Times are in seconds since the epoch."""
-
-    def get(self, listing_id: str) -> tuple[Listing, float] | None: ...
-    def put(self, listing: Listing, asked_at_s: float) -> None: ...
-    def renew(self, listing_id: str, asked_at_s: float) -> bool: ...
-    def forget(self, listing_id: str) -> None: ...
+QUIET_S = 0.15  # nobody has looked into a directory for this long: a walk is over, or waits for the server
 
 
 class ListingCache:
@@ -250,22 +81,17 @@ class ListingCache:
         self._epoch = epoch
         self._archive = archive
         self._config = config
-        self._store = store
         self._stats = stats or Stats()
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, _Held] = OrderedDict()  # guarded by _lock; least recently used first
+        self._held: OrderedDict[str, Held] = OrderedDict()  # guarded by _lock; least recently used first
         self._weight = 0  # guarded by _lock: entries in _held
-        self._flights: dict[str, _Flight[_Held]] = {}  # guarded by _lock
-        self._failures: _Failures[str] = _Failures()  # guarded by _lock
-        self._stats_asked: dict[Entry, _Flight[Entry]] = {}  # guarded by _lock
-        self._stat_failures: _Failures[Entry] = _Failures()  # guarded by _lock
+        self._flights: dict[str, Flight[Held]] = {}  # guarded by _lock
+        self._failures: Failures[str] = Failures()  # guarded by _lock
         self._away_until = 0.0  # guarded by _lock: until when an archive that did not answer is left alone
         self._away_error: ArchiveError | None = None  # guarded by _lock
-        self._doubts: OrderedDict[str, float] = OrderedDict()  # guarded by _lock: listing -> when, since the epoch
-        self._unwritten = _Unwritten(config.memory_entries)  # guarded by _lock
         self._used_s = 0.0  # when a listing was last used or asked for; time.monotonic
-        self._writer: threading.Thread | None = None  # guarded by _lock
-        self._closing = threading.Event()
+        self._sizes = Sizes(archive, clock)
+        self._kept = Keeper(store, config.memory_entries, self._in_use)
 
     def table(self, directory: Entry) -> tuple[Table, float]:
         """The names below ``directory`` and until when they hold, on ``clock``; asks the archive when need be.
@@ -298,39 +124,7 @@ class ListingCache:
         Raises:
             NotFound, AccessDenied, LoginFailed, Unavailable, TimedOut, UnexpectedReply: as ``Archive.stat``.
         """
-        entry = table.names[name]
-        if entry.size is not None or entry.is_dir:
-            return entry
-        with self._lock:
-            failure = self._stat_failures.get(entry, self.clock())
-            if failure is not None:
-                raise _again(failure)
-            flight = self._stats_asked.get(entry)
-            leads = flight is None
-            if flight is None:
-                flight = self._stats_asked[entry] = _Flight()
-        if leads:
-            # The request goes on behind a caller who is killed, for those who wait for it as well.
-            ask = partial(self._fly_size, flight, table, name, entry)
-            if not (callers.has_caller() and _begun(_quietly(ask), "xnatfs-size")):
-                return ask()
-        answer = flight.wait()
-        table.learn(name, entry, answer)
-        return answer
-
-    def _fly_size(self, flight: _Flight[Entry], table: Table, name: str, entry: Entry) -> Entry:
-        try:
-            answer = flight.run(lambda: self._ask_size(entry))
-        except ArchiveError as error:
-            with self._lock:
-                self._stat_failures.add(entry, self.clock(), error)
-            raise
-        else:
-            table.learn(name, entry, answer)
-            return answer
-        finally:
-            with self._lock:
-                del self._stats_asked[entry]
+        return self._sizes.known(table, name)
 
     def fresh(self, listing_id: str) -> bool:
         """Whether the listing would be served now without a request."""
@@ -347,10 +141,9 @@ class ListingCache:
                 held.doubted = True
             self._flights.pop(listing_id, None)  # its answer may be older than the change; it is for its waiters only
             self._failures.forget(listing_id)
-            self._note_doubt(listing_id)
+            self._kept.doubt(listing_id, self._epoch())
             self.generation += 1
-        if self._store is not None:
-            self._store.forget(listing_id)
+        self._kept.forget(listing_id)
 
     def listing(self, listing_id: str) -> Listing | None:
         """A listing as far as it is in memory, fresh or not."""
@@ -360,7 +153,7 @@ class ListingCache:
 
     def fetch(self, directories: Sequence[Entry]) -> None:
         """Have listings at hand, as far as they are not, before somebody wants them. Raises nothing."""
-        missing: list[tuple[Entry, _Flight[_Held]]] = []
+        missing: list[tuple[Entry, Flight[Held]]] = []
         for directory in directories:
             with contextlib.suppress(ArchiveError):
                 _, flight, leads = self._join(directory)
@@ -376,7 +169,7 @@ class ListingCache:
                 with contextlib.suppress(ArchiveError):  # whoever wants it asks again, and has an error of its own
                     self._fly(directory, flight, partial(self._renew, directory, flight, answer, asked_at_s))
 
-    def _fly_if_stored(self, directory: Entry, flight: _Flight[_Held]) -> bool:
+    def _fly_if_stored(self, directory: Entry, flight: Flight[Held]) -> bool:
         try:
             old, fresh = self._old(directory)
         except BaseException:
@@ -400,15 +193,15 @@ class ListingCache:
 
     def close(self) -> None:
         """Wait until what was listed is stored."""
-        self._closing.set()
-        with self._lock:
-            writer = self._writer
-        if writer is not None:
-            writer.join(FLUSH_S)
+        self._kept.close()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _current(self, directory: Entry) -> _Held:
+    def _in_use(self) -> bool:
+        with self._lock:
+            return bool(self._flights) or time.monotonic() - self._used_s < QUIET_S
+
+    def _current(self, directory: Entry) -> Held:
         while True:
             held, flight, leads = self._join(directory)
             if flight is None:
@@ -419,7 +212,7 @@ class ListingCache:
                 return held
             # The thread that asked did so for another directory, and this one did not come along: ask for it.
 
-    def _join(self, directory: Entry) -> tuple[_Held | None, _Flight[_Held] | None, bool]:
+    def _join(self, directory: Entry) -> tuple[Held | None, Flight[Held] | None, bool]:
         """A listing to serve as it is, or else the flight to wait for and whether the caller is to lead it."""
         listing_id = directory.listing
         now = self.clock()
@@ -433,16 +226,16 @@ class ListingCache:
                     return held, None, False
             failure = self._failures.get(listing_id, now)
             if failure is not None:
-                raise _again(failure)
+                raise again(failure)
             flight = self._flights.get(listing_id)
             if flight is None:
-                flight = self._flights[listing_id] = _Flight()
+                flight = self._flights[listing_id] = Flight()
                 return None, flight, True
             if held is not None and not held.doubted:
                 return held, None, False
             return None, flight, False
 
-    def _lead(self, directory: Entry, flight: _Flight[_Held]) -> _Held:
+    def _lead(self, directory: Entry, flight: Flight[Held]) -> Held:
         """Get a listing that is not at hand, or has grown old, for the caller and for all who wait for ``flight``."""
         try:
             old, fresh = self._old(directory)
@@ -455,11 +248,11 @@ class ListingCache:
             return self._fly(directory, flight, lambda: self._renew(directory, flight))
         # What is left of this outlives the call when the archive is slow, or the caller is killed.
         renew = partial(self._fly, directory, flight, partial(self._renew, directory, flight))
-        if not _begun(_quietly(renew), "xnatfs-renew"):
+        if not begun_behind(renew, "xnatfs-renew"):
             return renew()
         return flight.wait() if old is None else flight.wait_for(PATIENCE_S) or old
 
-    def _fly(self, directory: Entry, flight: _Flight[_Held], get: Callable[[], _Held]) -> _Held:
+    def _fly(self, directory: Entry, flight: Flight[Held], get: Callable[[], Held]) -> Held:
         try:
             return flight.run(get)
         finally:
@@ -468,10 +261,10 @@ class ListingCache:
                     del self._flights[directory.listing]
 
     @staticmethod
-    def _interrupted() -> _Held:
+    def _interrupted() -> Held:
         raise Unavailable("the look into the store that others waited for was interrupted")
 
-    def _old(self, directory: Entry) -> tuple[_Held | None, bool]:
+    def _old(self, directory: Entry) -> tuple[Held | None, bool]:
         """What is held of a directory, in memory or else in the store, and whether it will do as it is."""
         with self._lock:
             held = self._held.get(directory.listing)
@@ -486,9 +279,9 @@ class ListingCache:
                 self._note_served(held)
             return held, now < held.fresh_until
 
-    def _load(self, directory: Entry) -> _Held | None:
+    def _load(self, directory: Entry) -> Held | None:
         """The stored listing, put into memory with the age that it has."""
-        found = None if self._store is None else self._store.get(directory.listing)
+        found = self._kept.get(directory.listing)
         if found is None or directory.key not in found[0].children:
             return None
         listing, asked_at_s = found
@@ -499,15 +292,15 @@ class ListingCache:
         if self._config.offline:
             fresh_s = float("inf")
         with self._lock:
-            if asked_at_s <= self._doubts.get(directory.listing, float("-inf")):
+            if self._kept.doubted(directory.listing, asked_at_s):
                 return None
-            held = _Held(listing, self.clock() + fresh_s, self._held.get(listing.id), asked_at_s)
+            held = Held(listing, self.clock() + fresh_s, self._held.get(listing.id), asked_at_s)
             self._put(held)
         return held
 
     def _renew(
-        self, directory: Entry, flight: _Flight[_Held], answer: Listing | None = None, answer_of_s: float = 0.0
-    ) -> _Held:
+        self, directory: Entry, flight: Flight[Held], answer: Listing | None = None, answer_of_s: float = 0.0
+    ) -> Held:
         """Ask, and make the answer current unless the flight was overtaken by ``invalidate``.
 
         Args:
@@ -522,7 +315,7 @@ class ListingCache:
             old = self._held.get(listing.id)
         same = old is not None and old.listing.children == listing.children  # outside the lock: long for a long listing
         # Without the documents: they are in the store, and long.
-        held = old if same and old is not None else _Held(Listing(listing.id, listing.children), 0.0, old)
+        held = old if same and old is not None else Held(Listing(listing.id, listing.children), 0.0, old)
         with self._lock:
             self._answered()
             current = self._flights.get(listing.id) is flight
@@ -532,67 +325,8 @@ class ListingCache:
                 held.doubted = False
                 self._put(held)
         if current:
-            self._keep(listing, asked_at_s, same)
+            self._kept.keep(listing, asked_at_s, same)
         return held
-
-    # --- storing ------------------------------------------------------------------------------------------------------
-
-    def _keep(self, listing: Listing, asked_at_s: float, same: bool) -> None:
-        """Have a listing stored, by a thread of its own: it takes as long as reading the answer did."""
-        if self._store is None:
-            return
-        with self._lock:
-            behind = self._unwritten.filled() < 1.0
-            if behind:
-                self._unwritten.add(listing, asked_at_s, same)
-                if self._writer is None:
-                    writer = threading.Thread(target=self._write_all, name="xnatfs-store", daemon=True)
-                    with contextlib.suppress(RuntimeError):  # no thread to be had: the next listing tries again
-                        writer.start()
-                        self._writer = writer
-        if not behind:
-            self._write(listing, asked_at_s, same)
-
-    def _write_all(self) -> None:
-        while True:
-            self._await_pause()
-            with self._lock:
-                if not self._unwritten:
-                    self._writer = None
-                    return
-                task = self._unwritten.pop()
-            try:
-                self._write(*task)
-            except Exception:
-                log.exception("a listing is not stored")
-
-    def _await_pause(self) -> None:
-        """Let those who ask go first: a walk needs the processor more than the store does, answers at hand included."""
-        until = time.monotonic() + WRITE_PAUSE_S
-        while time.monotonic() < until and not self._closing.is_set():
-            with self._lock:
-                in_use = bool(self._flights) or time.monotonic() - self._used_s < WRITE_QUIET_S
-                busy = in_use and self._unwritten.filled() < 0.5
-            if not busy:
-                return
-            self._closing.wait(WRITE_POLL_S)
-
-    def _write(self, listing: Listing, asked_at_s: float, same: bool) -> None:
-        assert self._store is not None
-        if not same or not self._store.renew(listing.id, asked_at_s):
-            self._store.put(listing, asked_at_s)
-        with self._lock:
-            overtaken = asked_at_s <= self._doubts.get(listing.id, float("-inf"))
-        if overtaken:
-            self._store.forget(listing.id)
-
-    def _note_doubt(self, listing_id: str) -> None:
-        """Under _lock."""
-        self._doubts[listing_id] = self._epoch()
-        self._doubts.move_to_end(listing_id)
-        self._unwritten.discard(listing_id)
-        if len(self._doubts) > FAILURES_KEPT:
-            self._doubts.popitem(last=False)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -604,13 +338,7 @@ class ListingCache:
             raise UnexpectedReply(f"listing of {directory.key or '/'}: the answer does not hold that directory")
         return listing
 
-    def _ask_size(self, entry: Entry) -> Entry:
-        answer = self._archive.stat(entry)
-        if answer.size is None:
-            raise UnexpectedReply(f"{entry.key}: the archive does not tell its size")
-        return answer
-
-    def _not_renewed(self, directory: Entry, error: ArchiveError) -> _Held:
+    def _not_renewed(self, directory: Entry, error: ArchiveError) -> Held:
         """Serve on what is held when the archive is away; otherwise fail, now and for the next moment."""
         now = self.clock()
         with self._lock:
@@ -627,10 +355,10 @@ class ListingCache:
             if isinstance(error, NotFound) and held is not None:
                 self._drop(directory.listing)
             if gone:
-                self._note_doubt(directory.listing)
+                self._kept.doubt(directory.listing, self._epoch())
             self._failures.add(directory.listing, now, error)
-        if gone and self._store is not None:
-            self._store.forget(directory.listing)
+        if gone:
+            self._kept.forget(directory.listing)
         raise error
 
     def _unanswered(self, now: float, error: ArchiveError) -> None:
@@ -646,13 +374,13 @@ class ListingCache:
             log.info("the archive answers again")
         self._stats.away_since_s = self._stats.listings_of_s = 0.0
 
-    def _note_served(self, held: _Held) -> None:
+    def _note_served(self, held: Held) -> None:
         """Under _lock. An old listing is served for want of an answer."""
         if not self._stats.listings_of_s:
             log.warning("the archive does not answer (%s); listings are served as they were", self._away_error)
         self._stats.listings_of_s = min(self._stats.listings_of_s or held.asked_at_s, held.asked_at_s)
 
-    def _put(self, held: _Held) -> None:
+    def _put(self, held: Held) -> None:
         """Under _lock."""
         old = self._held.get(held.listing.id)
         if old is not held:
@@ -668,27 +396,3 @@ class ListingCache:
         """Under _lock."""
         self._weight -= self._held.pop(listing_id).weight
         self.generation += 1
-
-
-def _begun(work: Callable[[], None], name: str) -> bool:
-    """Whether a thread of its own does this now; False when there is none to be had."""
-    try:
-        threading.Thread(target=work, name=name, daemon=True).start()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _quietly(ask: Callable[[], object]) -> Callable[[], None]:
-    """For a thread behind a caller: what it fails with is told by the flight."""
-
-    def work() -> None:
-        with contextlib.suppress(ArchiveError):
-            ask()
-
-    return work
-
-
-def _again(error: ArchiveError) -> ArchiveError:
-    """A copy to raise in another thread: one exception object collects the tracebacks of all who raise it."""
-    return type(error)(str(error), error.hint)
