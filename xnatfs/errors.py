@@ -64,6 +64,12 @@ class ArchiveError(OSError):
     def __str__(self) -> str:
         return str(self.strerror)
 
+    def again(self) -> ArchiveError:
+        """The same failure to raise in another thread: one object would collect the tracebacks of all who raise it."""
+        fresh = type(self)(str(self), self.hint)
+        fresh.__cause__ = self
+        return fresh
+
 
 class NotFound(ArchiveError, FileNotFoundError):
     code = errno.ENOENT

@@ -20,7 +20,7 @@ from xnatfs.reading.streams import MOST_STREAMS, Sample, StreamCount
 from xnatfs.reading.strides import Span
 
 if TYPE_CHECKING:
-    from xnatfs.reading.reader import TransferSlots
+    from xnatfs.reading.slots import TransferSlots
     from xnatfs.reading.transfer import Transfer
 
 STRIPE = 4 * MIB

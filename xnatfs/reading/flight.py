@@ -161,7 +161,7 @@ class Flight:
     def raise_error(self) -> None:
         error = self.error
         if error is not None:
-            raise type(error)(str(error), error.hint) from error  # a fresh one: tracebacks grow when shared
+            raise error.again()
 
     def add_need(self, start: int, stop: int) -> Need:
         need = Need(start, stop)

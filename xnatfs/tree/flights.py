@@ -58,7 +58,7 @@ class Flight(Generic[Value]):
         if not callers.wait(self._done.wait, timeout_s):
             return None
         if self._error is not None:
-            raise again(self._error)
+            raise self._error.again()
         assert self._value is not None
         return self._value
 
@@ -98,8 +98,3 @@ def begun_behind(ask: Callable[[], object], name: str) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def again(error: ArchiveError) -> ArchiveError:
-    """A copy to raise in another thread: one exception object collects the tracebacks of all who raise it."""
-    return type(error)(str(error), error.hint)

@@ -25,7 +25,7 @@ from xnatfs.config import ListingConfig
 from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, NotFound, Unavailable, UnexpectedReply
 from xnatfs.model import Entry, Listing
 from xnatfs.stats import Stats
-from xnatfs.tree.flights import Failures, Flight, again, begun_behind
+from xnatfs.tree.flights import Failures, Flight, begun_behind
 from xnatfs.tree.held import Held
 from xnatfs.tree.keeping import Keeper, Store
 from xnatfs.tree.sizes import Sizes
@@ -226,7 +226,7 @@ class ListingCache:
                     return held, None, False
             failure = self._failures.get(listing_id, now)
             if failure is not None:
-                raise again(failure)
+                raise failure.again()
             flight = self._flights.get(listing_id)
             if flight is None:
                 flight = self._flights[listing_id] = Flight()

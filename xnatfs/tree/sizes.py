@@ -13,7 +13,7 @@ from xnatfs import callers
 from xnatfs.archives.base import Archive
 from xnatfs.errors import ArchiveError, UnexpectedReply
 from xnatfs.model import Entry
-from xnatfs.tree.flights import Failures, Flight, again, begun_behind
+from xnatfs.tree.flights import Failures, Flight, begun_behind
 from xnatfs.tree.table import Table
 
 
@@ -43,7 +43,7 @@ class Sizes:
         with self._lock:
             failure = self._failures.get(entry, self._clock())
             if failure is not None:
-                raise again(failure)
+                raise failure.again()
             flight = self._flights.get(entry)
             leads = flight is None
             if flight is None:

@@ -81,7 +81,7 @@ class SeriesLearner:
             try:
                 return flight.result()
             except ArchiveError as error:
-                raise type(error)(str(error), error.hint) from error
+                raise error.again() from error
         try:
             learnt = None if doubted else self._recalled(identifier)
             learnt = learnt or self._received(identifier, fields)
