@@ -57,6 +57,24 @@ def head(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
+def test_a_lookup_asks_for_a_listing_once_also_where_nothing_is_to_be_kept(tmp_path: Path) -> None:
+    with (
+        DemoServer(sample="small") as server,
+        mounted(server.url, tmp_path, "--metadata-ttl", "0", user="demo", password="demo") as mount,
+    ):
+        image = next((mount.path / "DEMO").rglob("anatomical.nii"))
+        time.sleep(1.2)
+        server.clear_log()
+        image.stat()
+        asked = [record["path"] for record in server.settled_log()["requests"]]
+        assert len(asked) > 0  # nothing is fresh any more
+        time.sleep(1.2)
+        server.clear_log()
+        image.read_bytes()
+        asked = [record["path"] for record in server.settled_log()["requests"]]
+        assert len(asked) < 3 * len(set(asked)), asked  # once each, unless a second passes on a busy machine
+
+
 def test_nothing_is_sent_that_changes_data(tmp_path: Path) -> None:
     """A whole project is copied, its tables and documents included: questions, and the end of our own session."""
     with DemoServer(sample="small") as server:

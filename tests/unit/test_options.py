@@ -9,8 +9,9 @@ import pytest
 
 from xnatfs.cli.options import OPTIONS, Settings, default_session_dir, load_settings, parse_pairs
 from xnatfs.cli.sources import parse_source
-from xnatfs.config import Config, Credentials, Source
+from xnatfs.config import MIB, Config, Credentials, Source
 from xnatfs.errors import UsageError
+from xnatfs.reading.prefetch import GRAIN
 
 NO_FILE = Path("/nonexistent/config.toml")
 
@@ -101,7 +102,7 @@ def test_durations_are_written_as_people_write_them(text: str, seconds: float) -
         ("min-free", "5G", "--min-free: '5G' is not a share; write 5%"),
         ("connections", "0", "--connections: '0' is not a whole number from 1 to 256"),
         ("connections", "-1", "--connections: '-1' is not a whole number from 1 to 256"),
-        ("block-size", "1000", "--block-size: '1000' is not a block size; write a multiple of 4K from 16K to 64M"),
+        ("block-size", "64K", "--block-size: '64K' is not a block size; write a multiple of 128K, up to 64M"),
         ("umask", "999", "--umask: '999' is not a umask; write octal digits such as 022"),
         ("fuse", "4", "--fuse: '4' is none of auto, 2, 3"),
         ("names", "uri", "--names: 'uri' is none of label, id"),
@@ -113,6 +114,20 @@ def test_a_value_that_makes_no_sense_is_named_with_its_place(key: str, value: st
         load({key: value})
     assert str(caught.value).startswith(message)
     assert caught.value.exit_code == 2
+
+
+def test_a_block_size_is_taken_when_the_reader_takes_it() -> None:
+    for size in range(4096, MIB + 1, 4096):
+        try:
+            taken = load({"block-size": str(size)}).block_size == size
+        except UsageError:
+            taken = False
+        assert taken == (size % GRAIN == 0), size
+
+
+def test_a_listing_is_fresh_for_a_second_at_least() -> None:
+    config = load({"metadata-ttl": "0"}).config(Source("https", "https://host"), Credentials())
+    assert (config.listing.ttl_s, config.mount.attr_timeout_s) == (1.0, 1.0)
 
 
 def test_a_bad_value_in_the_environment_is_named_by_its_variable() -> None:

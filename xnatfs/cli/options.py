@@ -67,6 +67,10 @@ MOUNT_WORDS = frozenset(
     )
 )
 
+LEAST_TTL_S = 1.0
+"""A look-up asks for each directory on its way, and the kernel looks up one name after the other: with nothing fresh
+for the length of that, one stat of a file seven levels down took 118 requests, with this six."""
+
 REQUESTS_AHEAD = 4  # at once, of each fetch ahead of a crawl: it sends six, side by side
 
 _SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
@@ -169,10 +173,10 @@ def _positive(parse_number: Callable[[str], float]) -> Callable[[str], float]:
 
 
 def _block_size(text: str) -> int:
-    # Guesses at what makes sense: a kernel read is 128 KiB, and a block is held in memory whole, once a reader.
+    # A block is held in memory whole, once a reader, and is made of grains (reading/prefetch.py).
     size = parse_size(text)
-    if not 16 * KIB <= size <= 64 * MIB or size % 4096:
-        raise ValueError(f"{text!r} is not a block size; write a multiple of 4K from 16K to 64M")
+    if not 128 * KIB <= size <= 64 * MIB or size % (128 * KIB):
+        raise ValueError(f"{text!r} is not a block size; write a multiple of 128K, up to 64M")
     return size
 
 
@@ -237,7 +241,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("scan-type", VIEW, None, "Show only scans of this type; repeatable.", kind="list", metavar="GLOB"),
     Option("resource", VIEW, None, "Show only resources of this label; repeatable.", kind="list", metavar="GLOB"),
     Option("names", VIEW, "label", "What directories are called.", _choice("label", "id"), metavar="label|id"),
-    Option("metadata-ttl", VIEW, "5m", "How long a listing counts as fresh.", parse_duration, metavar="TIME"),
+    Option(
+        "metadata-ttl", VIEW, "5m", "How long a listing counts as fresh, 1s at least.", parse_duration, metavar="TIME"
+    ),
     Option("offline", VIEW, "no", "Ask the server nothing: show and read what is cached.", parse_bool, "flag"),
     Option("from", TCIA, "auto", "Where images come from.", _choice("auto", "idc", "nbia"), metavar="auto|idc|nbia"),
     Option("nbia-url", TCIA, None, "NBIA server (default: the manifest's, or TCIA's).", parse_url, metavar="URL"),
@@ -309,6 +315,7 @@ class Settings:
     def config(self, source: Source, credentials: Credentials) -> Config:
         """The records that the layers below take, for one source and its credentials."""
         window = max(self.block_size, min(ReadConfig().max_window, self.memory // 8))
+        ttl_s = max(self.metadata_ttl, LEAST_TTL_S)
         return Config(
             source=source,
             credentials=credentials,
@@ -327,7 +334,7 @@ class Settings:
                 memory_bytes=self.memory,
             ),
             listing=ListingConfig(
-                ttl_s=self.metadata_ttl,
+                ttl_s=ttl_s,
                 offline=self.offline,
                 ahead=max(1, self.connections // REQUESTS_AHEAD),
             ),
@@ -352,7 +359,7 @@ class Settings:
                 gid=self.gid,
                 umask=self.umask,
                 # The kernel may keep what a listing says only as long as we hold the listing to be true.
-                attr_timeout_s=self.metadata_ttl,
+                attr_timeout_s=ttl_s,
             ),
         )
 
