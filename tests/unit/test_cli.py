@@ -151,7 +151,7 @@ def test_help_imports_no_command_and_nothing_heavy() -> None:
         "or name.startswith('xnatfs.cli.')), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stderr.split() == ["xnatfs.cli.main", "xnatfs.cli.options"]
+    assert result.stderr.split() == ["xnatfs.cli.main", "xnatfs.cli.options", "xnatfs.cli.values"]
 
 
 def test_config_show_prints_key_value_and_origin(

@@ -32,10 +32,21 @@ from typing import Any, NoReturn
 
 import click
 
+from xnatfs.cli.values import (
+    choice,
+    integer,
+    parse_block_size,
+    parse_bool,
+    parse_duration,
+    parse_fraction,
+    parse_path,
+    parse_proxy,
+    parse_size,
+    parse_umask,
+    parse_url,
+    positive,
+)
 from xnatfs.config import (
-    GIB,
-    KIB,
-    MIB,
     CacheConfig,
     Config,
     Credentials,
@@ -73,120 +84,8 @@ for the length of that, one stat of a file seven levels down took 118 requests, 
 
 REQUESTS_AHEAD = 4  # at once, of each fetch ahead of a crawl: it sends six, side by side
 
-_SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
-_DURATION_UNITS_S = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)")
-
 CommandFunction = Callable[..., Any]  # click calls it with what the decorators below it declare
 Decorator = Callable[[CommandFunction], CommandFunction]
-
-
-# --- the words of option values ---------------------------------------------------------------------------------------
-
-
-def parse_size(text: str) -> int:
-    """Bytes of ``20G``, ``1.5M``, ``128MiB``, ``4096``; units are powers of 1024."""
-    number, unit = _number_and_unit(text)
-    factor = _SIZE_UNITS.get(unit.upper().removesuffix("B").removesuffix("I"))
-    if number is None or factor is None:
-        raise ValueError(f"{text!r} is not a size; write 20G, 512M or a number of bytes")
-    return int(number * factor)
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of ``60s``, ``5m``, ``250ms``, ``1h``, ``60``."""
-    number, unit = _number_and_unit(text)
-    factor = _DURATION_UNITS_S.get(unit.lower())
-    if number is None or factor is None:
-        raise ValueError(f"{text!r} is not a duration; write 60s, 5m or 1h")
-    return number * factor
-
-
-def parse_fraction(text: str) -> float:
-    """A fraction in [0, 1) of ``5%`` or ``0.05``."""
-    number, unit = _number_and_unit(text)
-    fraction = None if number is None or unit not in ("", "%") else number / 100 if unit else number
-    if fraction is None or fraction >= 1:
-        raise ValueError(f"{text!r} is not a share; write 5%")
-    return fraction
-
-
-def parse_umask(text: str) -> int:
-    """The number that octal digits such as ``022`` stand for."""
-    if not re.fullmatch(r"(0o)?[0-7]{1,4}", text):
-        raise ValueError(f"{text!r} is not a umask; write octal digits such as 022")
-    return int(text.removeprefix("0o"), 8)
-
-
-def parse_bool(text: str) -> bool:
-    word = text.strip().lower()
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("0", "false", "no", "off", ""):
-        return False
-    raise ValueError(f"{text!r} is neither yes nor no")
-
-
-def parse_path(text: str) -> Path:
-    """An absolute path: a daemon changes its working directory. ``~`` is the home directory."""
-    if not text:
-        raise ValueError("the path is empty")
-    return Path(text).expanduser().absolute()
-
-
-def parse_proxy(text: str) -> str:
-    """The URL as it is. Errors do not repeat it: it may hold the proxy's password."""
-    if not re.match(r"(https?|socks5h?)://[^/]", text):
-        raise ValueError("a proxy is written http://host:port")
-    return text
-
-
-def parse_url(text: str) -> str:
-    """A server's address, without a slash at its end."""
-    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", text):
-        raise ValueError(f"{text!r} is not the address of a server; write https://host")
-    return text.rstrip("/")
-
-
-def _number_and_unit(text: str) -> tuple[float | None, str]:
-    match = _NUMBER.fullmatch(text.strip())
-    return (float(match[1]), match[2]) if match else (None, "")
-
-
-def _integer(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text.strip()) or not least <= int(text) <= most:
-            raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def _positive(parse_number: Callable[[str], float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        number = parse_number(text)
-        if number <= 0:
-            raise ValueError(f"{text!r} is not more than zero")
-        return number
-
-    return parse
-
-
-def _block_size(text: str) -> int:
-    # A block is held in memory whole, once a reader, and is made of grains (reading/prefetch.py).
-    size = parse_size(text)
-    if not 128 * KIB <= size <= 64 * MIB or size % (128 * KIB):
-        raise ValueError(f"{text!r} is not a block size; write a multiple of 128K, up to 64M")
-    return size
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"{text!r} is none of {', '.join(words)}")
-        return text
-
-    return parse
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -235,17 +134,17 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("ca-bundle", SERVER, None, "Trust these certificates (PEM).", parse_path, metavar="FILE"),
     Option("proxy", SERVER, None, "Reach the server through this proxy.", parse_proxy, metavar="URL", secret=True),
-    Option("connections", SERVER, "8", "Requests at once, at most.", _integer(1, 256), metavar="N"),
-    Option("timeout", SERVER, "60s", "Longest silence of the server.", _positive(parse_duration), metavar="TIME"),
+    Option("connections", SERVER, "8", "Requests at once, at most.", integer(1, 256), metavar="N"),
+    Option("timeout", SERVER, "60s", "Longest silence of the server.", positive(parse_duration), metavar="TIME"),
     Option("project", VIEW, None, "Show only this project; repeatable.", kind="list", metavar="ID"),
     Option("scan-type", VIEW, None, "Show only scans of this type; repeatable.", kind="list", metavar="GLOB"),
     Option("resource", VIEW, None, "Show only resources of this label; repeatable.", kind="list", metavar="GLOB"),
-    Option("names", VIEW, "label", "What directories are called.", _choice("label", "id"), metavar="label|id"),
+    Option("names", VIEW, "label", "What directories are called.", choice("label", "id"), metavar="label|id"),
     Option(
         "metadata-ttl", VIEW, "5m", "How long a listing counts as fresh, 1s at least.", parse_duration, metavar="TIME"
     ),
     Option("offline", VIEW, "no", "Ask the server nothing: show and read what is cached.", parse_bool, "flag"),
-    Option("from", TCIA, "auto", "Where images come from.", _choice("auto", "idc", "nbia"), metavar="auto|idc|nbia"),
+    Option("from", TCIA, "auto", "Where images come from.", choice("auto", "idc", "nbia"), metavar="auto|idc|nbia"),
     Option("nbia-url", TCIA, None, "NBIA server (default: the manifest's, or TCIA's).", parse_url, metavar="URL"),
     Option("idc-url", TCIA, TciaConfig().idc_url, "Store that holds IDC's buckets.", parse_url, metavar="URL"),
     Option(
@@ -257,19 +156,19 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FILE",
     ),
     Option("cache-dir", CACHE, None, "Where blocks are kept (default: the user's cache).", parse_path, metavar="DIR"),
-    Option("cache-size", CACHE, "20G", "Disk space it may use: a hard cap.", _positive(parse_size), metavar="SIZE"),
+    Option("cache-size", CACHE, "20G", "Disk space it may use: a hard cap.", positive(parse_size), metavar="SIZE"),
     Option("min-free", CACHE, "5%", "Leave this share of the disk free.", parse_fraction, metavar="PERCENT"),
-    Option("memory", CACHE, "128M", "Memory for blocks.", _positive(parse_size), metavar="SIZE"),
-    Option("block-size", CACHE, "1M", "Unit of caching.", _block_size, metavar="SIZE"),
+    Option("memory", CACHE, "128M", "Memory for blocks.", positive(parse_size), metavar="SIZE"),
+    Option("block-size", CACHE, "1M", "Unit of caching.", parse_block_size, metavar="SIZE"),
     Option("no-bulk", CACHE, "no", "Fetch each file by itself, never a folder as one zip.", parse_bool, "flag"),
     Option("foreground", MOUNT, "no", "Stay in the foreground; Ctrl-C unmounts.", parse_bool, "flag", short="-f"),
-    Option("fuse", MOUNT, "auto", "Which libfuse to use.", _choice("auto", "2", "3"), metavar="auto|2|3"),
+    Option("fuse", MOUNT, "auto", "Which libfuse to use.", choice("auto", "2", "3"), metavar="auto|2|3"),
     Option("allow-other", MOUNT, "no", "Let other users of this machine read the mount.", parse_bool, "flag"),
-    Option("uid", MOUNT, None, "Owner shown (default: you).", _integer(0, 2**32 - 2), metavar="N"),
-    Option("gid", MOUNT, None, "Group shown (default: yours).", _integer(0, 2**32 - 2), metavar="N"),
+    Option("uid", MOUNT, None, "Owner shown (default: you).", integer(0, 2**32 - 2), metavar="N"),
+    Option("gid", MOUNT, None, "Group shown (default: yours).", integer(0, 2**32 - 2), metavar="N"),
     Option("umask", MOUNT, "022", "Permission bits taken away.", parse_umask, metavar="OCTAL"),
     Option("log-file", MESSAGES, None, "Write messages to this file.", parse_path, metavar="FILE"),
-    Option("verbose", MESSAGES, "0", "Say more; -vv for everything.", _integer(0, 9), "count", short="-v"),
+    Option("verbose", MESSAGES, "0", "Say more; -vv for everything.", integer(0, 9), "count", short="-v"),
 )
 
 BY_KEY: Mapping[str, Option] = {option.key: option for option in OPTIONS}
