@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,8 +14,10 @@ from pathlib import Path
 from random import Random
 
 import fsspec
+import pydicom
 import pytest
 from fsspec.callbacks import Callback
+from pydicom.data import get_testdata_file
 
 from tests.helpers.sample_tree import file_system
 from tests.helpers.trees import Clock, build_vfs, run_together
@@ -205,8 +208,16 @@ def test_an_open_file_names_itself(fs: ArchiveFileSystem) -> None:
     with fs.open("/P/subjects.csv") as file:
         assert (file.path, file.size, file.mode) == ("/P/subjects.csv", 22, "rb")
         assert file.info() == file.details == fs.info("/P/subjects.csv")
-        assert file.full_name == fs.unstrip_protocol("/P/subjects.csv")
+        assert file.full_name == file.name == fs.unstrip_protocol("/P/subjects.csv")
         assert file.readable() and file.seekable() and not file.writable()
+
+
+def test_pydicom_reads_an_open_file() -> None:
+    """It asks a buffered file for its name, and took ours for a broken one."""
+    image = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+    with file_system(build_vfs(MemoryArchive({"a.dcm": image}))[0]) as fs, fs.open("/a.dcm") as file:
+        read = pydicom.dcmread(file)
+        assert (read.filename, read.pixel_array.shape) == (file.full_name, (128, 128))
 
 
 def test_cat_file_takes_bounds_as_a_slice_does(fs: ArchiveFileSystem) -> None:
@@ -266,6 +277,19 @@ def test_get_copies_a_tree_and_a_file_object(fs: ArchiveFileSystem, tmp_path: Pa
     kept = io.BytesIO()
     fs.get_file("/P/S1/scans/1/a.nii", kept)
     assert kept.getvalue() == b"first"
+
+
+def test_get_writes_into_a_pipe_and_does_not_take_its_place(fs: ArchiveFileSystem, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fs.get_file("/P/S1/scans/1/a.nii", pipe)
+        assert os.read(reader, 100) == b"first"
+    finally:
+        os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+    assert pipe.is_fifo()
 
 
 def test_a_get_that_fails_leaves_nothing_and_what_was_there(

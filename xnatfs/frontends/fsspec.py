@@ -351,6 +351,10 @@ class ArchiveFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
             Path(lpath).mkdir(parents=True, exist_ok=True)
             return
         target = Path(lpath)
+        if target.exists() and not target.is_file():  # a pipe or a device is written to, a directory refuses
+            with target.open("wb") as file:
+                self._copy(rpath, file, callback)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
@@ -435,6 +439,11 @@ class _ArchiveBytes(io.RawIOBase):
         self._tree = fs._opened()
         self._handle = self._tree.vfs.open(path)
         self.node = self._handle.node
+
+    @property
+    def name(self) -> str:
+        """What a buffered file calls itself, which pydicom and others ask for; no path of this machine."""
+        return self._fs.unstrip_protocol(self._path)
 
     def readable(self) -> bool:
         return True
