@@ -104,6 +104,41 @@ def test_one_file_goes_into_a_directory_or_under_the_name_given(user: User) -> N
     assert (user.dest / "bold_100m.nii").stat().st_size > 95 * MIB
 
 
+def test_a_slash_at_the_end_of_the_destination_means_a_directory(user: User) -> None:
+    for _ in range(2):
+        done = xnatfs("get", f"{user.server.url}#/DEMO/subjects.csv", f"{user.dest}/", environment=user.environment)
+        assert done.returncode == 0, done.stderr
+        assert list(copied(user.dest)) == ["subjects.csv"]
+
+
+def test_a_directory_onto_a_file_is_refused_in_one_line(user: User, project: str) -> None:
+    user.dest.write_text("mine")
+    done = user.get(project)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2)
+    assert "is no directory" in done.stderr
+    assert user.dest.read_text() == "mine"
+
+
+def test_a_pipe_and_what_leads_to_standard_output_are_not_replaced_by_a_file(user: User) -> None:
+    out = user.dest.with_name("stdout")
+    out.symlink_to("/proc/self/fd/1")
+    user.dest.mkdir()
+    os.mkfifo(user.dest / "subjects.csv")
+    done = user.get("DEMO/subjects.csv", "--report", str(out))
+    assert done.returncode == 1
+    assert "is a device or a pipe" in done.stderr
+    assert json.loads(done.stdout)["failures"][0]["error"] == "EEXIST"
+    assert (user.dest / "subjects.csv").is_fifo()
+    assert out.is_symlink()
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_copied(user: User, project: str) -> None:
+    done = user.get(project, "--report", str(user.dest.with_name("none") / "report.json"))
+    assert done.returncode == 2
+    assert "none/report.json: No such file or directory" in done.stderr
+    assert not user.dest.exists()
+
+
 def test_a_dry_run_prints_what_would_be_copied_and_writes_nothing(user: User, project: str) -> None:
     dry = user.get(project, "--dry-run")
     assert dry.returncode == 0, dry.stderr

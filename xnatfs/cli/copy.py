@@ -26,7 +26,7 @@ from xnatfs.cli.inspect import Archives, Place, copy_bytes
 from xnatfs.cli.main import describe, exit_code_for, hint_for, report_error
 from xnatfs.cli.options import CACHE, MESSAGES, SERVER, VIEW, Invocation, OptionsCommand, Settings, with_options
 from xnatfs.cli.text import size_text
-from xnatfs.cli.work import Advance, Failure, Job, Progress, Summary, run_jobs
+from xnatfs.cli.work import Advance, Failure, Job, Progress, Summary, is_special, run_jobs
 from xnatfs.config import MIB
 from xnatfs.errors import CorruptContent, UsageError
 
@@ -51,26 +51,25 @@ _REPORT = click.option(
 
 @click.command(cls=OptionsCommand)
 @click.argument("source", metavar="SOURCE[#/PATH]")
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("dest", metavar="DEST")
 @_JOBS
 @_DRY
 @_REPORT
 @with_options(SERVER, VIEW, CACHE, MESSAGES)
-def get(source: str, dest: Path, jobs: int, dry_run: bool, report: Path | None, settings: Settings) -> int:
+def get(source: str, dest: str, jobs: int, dry_run: bool, report: Path | None, settings: Settings) -> int:
     """Copy a file or a directory of an archive, without mounting it.
 
     DEST becomes what PATH is: the files of a directory land below it, and running the same command again copies what
     is missing, has changed, or failed. Each file is checked against the archive's size and digest before it gets its
-    name.
+    name. A single file lands in DEST where that is a directory or ends in a slash.
     """
+    _check_report(report)
     with Archives(settings, fresh=True) as archives:  # a copy is of what is there now
         place = archives.locate(source)
         top = place.vfs.lookup(place.path)
-        if not top.is_dir and dest.is_dir():
-            dest = dest / top.name
-        found = _to_copy(place, top, dest)
+        found = _to_copy(place, top, _target(place, top, dest))
         summary = _run("copying", found, jobs, dry_run)
-    return _conclude("get", summary, dry_run, report, {"source": source, "dest": str(dest)})
+    return _conclude("get", summary, dry_run, report, {"source": source, "dest": dest})
 
 
 @click.command(cls=OptionsCommand)
@@ -84,10 +83,25 @@ def prefetch(paths: tuple[Path, ...], jobs: int, dry_run: bool, report: Path | N
 
     PATHs are files or directories of a mounted archive. What is cached already is left out.
     """
+    _check_report(report)
     for path in paths:
         _check_room(path, _mount_of(path))
     summary = _run("fetching", _to_fetch(paths), jobs, dry_run)
     return _conclude("prefetch", summary, dry_run, report, {"paths": [str(path) for path in paths]})
+
+
+def _target(place: Place, top: Node, dest: str) -> Path:
+    """Where the top of a copy goes.
+
+    Raises:
+        UsageError: there is a file, and a directory is to be copied.
+    """
+    target = Path(dest)
+    if not top.is_dir:
+        return target / top.name if dest.endswith("/") or target.is_dir() else target
+    if os.path.lexists(target) and not target.is_dir():
+        raise UsageError(f"get {dest}: is no directory, and {place.path} is one", "name a directory, or a new one")
+    return target
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
@@ -116,6 +130,25 @@ def _run(what: str, jobs: Iterator[Job], workers: int, dry_run: bool) -> Summary
     return summary
 
 
+def _check_report(report: Path | None) -> None:
+    """Say that a report cannot be written before the work is done, not after it.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if report is None:
+        return
+    code = 0
+    if report.is_dir():
+        code = errno.EISDIR
+    elif not report.parent.is_dir():
+        code = errno.ENOENT
+    elif not os.access(report if is_special(report) else report.parent, os.W_OK):
+        code = errno.EACCES
+    if code:
+        raise UsageError(f"--report {report}: {os.strerror(code)}")
+
+
 def _reporter() -> Callable[[Job, OSError], Failure]:
     """Tells the user of a failure, from any thread, and says how the report puts it."""
     invocation = click.get_current_context().find_root().ensure_object(Invocation)  # worker threads have no context
@@ -130,8 +163,6 @@ def _reporter() -> Callable[[Job, OSError], Failure]:
 
 def _conclude(command: str, summary: Summary, dry_run: bool, report: Path | None, what: dict[str, object]) -> int:
     """Say what became of it, write the report, and settle the exit code: that of the first failure."""
-    if report is not None:
-        summary.write(report, command=command, dry_run=dry_run, **what)
     verb = "to do" if dry_run else "done"
     parts = [f"{summary.done} files {verb} ({size_text(summary.done_bytes)})"]
     if summary.skipped:
@@ -139,6 +170,8 @@ def _conclude(command: str, summary: Summary, dry_run: bool, report: Path | None
     if summary.failures:
         parts.append(f"{len(summary.failures)} failed")
     click.echo(f"{command}: {', '.join(parts)}", err=True)
+    if report is not None:
+        summary.write(report, command=command, dry_run=dry_run, **what)
     if summary.stopped:
         report_error(f"{command}: stopped: {summary.stopped}", "run the same command again to go on from here")
     elif summary.failures:
@@ -192,11 +225,19 @@ def _copy_job(place: Place, size: int, target: Path) -> Job:
 
 
 def _is_there(target: Path, node: Node) -> bool:
-    """Whether the file was copied before and neither it nor the archive's version has changed since."""
+    """Whether the file was copied before and neither it nor the archive's version has changed since.
+
+    Raises:
+        OSError: what is there cannot be replaced by a file, or must not: as root, a device could.
+    """
     try:
         found = target.lstat()
     except FileNotFoundError:
         return False
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if is_special(target):
+        raise FileExistsError(errno.EEXIST, "is a device or a pipe, which no file replaces", str(target))
     if not stat.S_ISREG(found.st_mode) or found.st_size != node.size:
         return False
     if node.mtime_ns and found.st_mtime_ns // 10**9 != node.mtime_ns // 10**9:

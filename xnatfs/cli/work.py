@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import queue
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -86,19 +87,32 @@ class Summary:
     def write(self, path: Path, **more: object) -> None:
         """The report: JSON, put in place whole, readable by the user alone since it names subjects.
 
+        Into a pipe or a device, such as /dev/stdout, it is written as it is.
+
         Raises:
             UsageError: it cannot be written there.
         """
         facts: dict[str, Any] = {**more, **asdict(self)}
         del facts["first"]
-        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new = path if is_special(path) else path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
                 json.dump(facts, file, indent=1)
                 file.write("\n")
-            new.replace(path)
+            if new != path:
+                new.replace(path)
         except OSError as exc:
             raise UsageError(f"--report {path}: {exc.strerror}") from exc
+
+
+def is_special(path: Path) -> bool:
+    """Whether a device or a pipe is there, or a link such as /dev/stdout: what no file may take the place of."""
+    with contextlib.suppress(OSError):
+        if path.is_symlink() and path.readlink().is_relative_to("/proc"):
+            return True
+        mode = path.stat().st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    return False
 
 
 class Progress:
