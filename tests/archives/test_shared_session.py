@@ -242,6 +242,19 @@ def test_a_session_file_that_is_not_sound_is_replaced(
     assert json.loads(path.read_text())["cookies"]
 
 
+def test_cookies_of_load_balancers_are_shared_as_well(server: DemoServer, directory: Path) -> None:
+    cookies = {"JSESSIONID": "A1.node2", "BIGipServer~Common~xnat": "!x=/+", "route": '{"to": [1, 2]}'}
+    ours, theirs = (SharedSession(directory, server.url, DEMO) for _ in range(2))
+    with ours.alone(1.0):
+        ours.write(ServerSession(cookies))
+        found = theirs.read()
+    assert found is not None
+    assert found.cookies == cookies
+    for each in (ours, theirs):
+        with each.alone(1.0):
+            each.leave()
+
+
 def test_a_directory_that_cannot_be_had_costs_the_sharing_only(
     connect: Connect, server: DemoServer, tmp_path: Path
 ) -> None:

@@ -12,11 +12,14 @@ from dataclasses import replace
 import pytest
 
 from tests.archives.conftest import DEMO
+from tests.helpers.hostile import Answer, Liar
 from tests.helpers.server import DemoServer
+from xnatfs.archives.http.reply import parse_set_cookie
 from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, TimedOut, Unavailable, UnexpectedReply
 from xnatfs.model import Entry
+from xnatfs.stats import Stats
 
 Connect = Callable[..., XnatArchive]
 
@@ -330,6 +333,49 @@ def test_credentials_never_follow_a_redirect_to_another_origin(origins: tuple[st
     assert there in str(caught.value)
     assert seen_there == []
     archive.close()
+
+
+def test_a_site_that_has_moved_is_named_before_the_credentials_go_out(server: DemoServer) -> None:
+    with Liar(server.port) as front:
+        moved = Answer(301, [("Location", "https://xnat.example.org/ir/data/auth")], b"")
+        front.lie(".", lambda answer: moved)
+        archive = XnatArchive(front.url, DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "xnatfs/test")
+        with pytest.raises(UnexpectedReply, match=r"sends us to https://xnat\.example\.org/ir$"):
+            names(archive)
+        archive.close()
+    assert front.seen
+    assert not [what for what, headers in front.seen if "Authorization" in headers]
+
+
+@pytest.mark.parametrize(
+    ("line", "cookies"),
+    [
+        ("JSESSIONID=A1; Path=/; Secure; HttpOnly; SameSite=None; Partitioned", {"JSESSIONID": "A1"}),
+        ("JSESSIONID=A1; Path=/xnat; Priority=High; Domain=.example.org", {"JSESSIONID": "A1"}),
+        ("JSESSIONID=A1.node2==;Expires=Thursday, 01-Jan-70 00:00:00 GMT", {"JSESSIONID": "A1.node2=="}),
+        ('SESSION_EXPIRATION_TIME="1,900000"; Path=/', {"SESSION_EXPIRATION_TIME": "1,900000"}),
+        ('route={"to":[1]}; Path=/', {"route": '{"to":[1]}'}),
+        ("JSESSIONID=; Path=/xnat; Max-Age=0", {}),
+        ("Secure; JSESSIONID=A1", {}),
+        ("a\0=1", {}),
+    ],
+)
+def test_a_cookie_counts_whatever_its_attributes(line: str, cookies: dict[str, str]) -> None:
+    assert parse_set_cookie(line) == cookies
+
+
+def test_a_session_whose_cookies_have_new_attributes_is_renewed_before_it_ends(server: DemoServer) -> None:
+    def partitioned(answer: Answer) -> Answer:
+        answer.headers = [(n, f"{v}; Partitioned" if n == "Set-Cookie" else v) for n, v in answer.headers]
+        return answer
+
+    with Liar(server.port) as front:
+        front.lie(".", partitioned)
+        stats = Stats()
+        archive = XnatArchive(front.url, DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "xnatfs/test", stats)
+        names(archive)
+        assert stats.session_until_s > time.time()
+        archive.close()
 
 
 def test_a_port_where_nobody_listens_is_unavailable_at_once() -> None:

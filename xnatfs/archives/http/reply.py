@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import re
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import urllib3
@@ -28,6 +28,8 @@ WIDEN_AFTER = 512 * 1024
 
 SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14 and later: 0 takes back that the buffer size was set by hand. Python has no name."""
+
+_UNSENT = re.compile(r"[^ -~]")
 
 
 class Reply:
@@ -63,10 +65,7 @@ class Reply:
     @property
     def cookies(self) -> dict[str, str]:
         """Names and values that the answer sets."""
-        cookies: dict[str, str] = {}
-        for line in self._raw.headers.getlist("Set-Cookie"):
-            cookies.update(parse_set_cookie(line))
-        return cookies
+        return set_cookies(self._raw.headers.getlist("Set-Cookie"))
 
     def read1(self, size: int) -> bytes:
         """At least one byte and at most ``size``; b"" at the end of the body.
@@ -184,14 +183,25 @@ def content_length(reply: Reply) -> int | None:
     return whole_number(reply.headers.get("Content-Length", ""))
 
 
+def set_cookies(lines: Iterable[str]) -> dict[str, str]:
+    """Names and values that the Set-Cookie headers of one answer set."""
+    cookies: dict[str, str] = {}
+    for line in lines:
+        cookies.update(parse_set_cookie(line))
+    return cookies
+
+
 def parse_set_cookie(line: str) -> dict[str, str]:
-    """Name and value of one Set-Cookie header; {} when it cannot be read."""
-    jar: SimpleCookie = SimpleCookie()
-    try:
-        jar.load(line)
-    except CookieError:
-        return {}
-    return {name: morsel.value for name, morsel in jar.items()}
+    """Name and value of one Set-Cookie header; {} when it cannot be read, or takes a cookie back.
+
+    Not by ``http.cookies``: it drops a cookie with an attribute that it does not know (``Partitioned``), and takes
+    ``Priority=High`` for another cookie. Attributes are for browsers: all our requests go to one origin.
+    """
+    name, equals, value = line.split(";", 1)[0].partition("=")
+    name, value = name.strip(), value.strip().strip('"')
+    if not (name and equals and value) or _UNSENT.search(name + value):
+        return {}  # an empty value comes with a date in the past: often beside the new cookie, for another path
+    return {name: value}
 
 
 def path_of(url: str) -> str:

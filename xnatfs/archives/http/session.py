@@ -38,8 +38,8 @@ POLL_S = 0.01
 KEY_ROUNDS = 20_000
 """Rounds of PBKDF2 that keep a password from being guessed by a file's name: about 10 ms, once a process."""
 
-_COOKIE = re.compile(r"[!#-+\--:<-\[\]-~]{1,4096}")  # RFC 6265, cookie-octet
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+_COOKIE = re.compile(r"[ -:<-~]{1,4096}")  # what may stand in a header; servers send more than RFC 6265 allows
+_NAME = re.compile(r"[ -:<>-~]{1,256}")  # likewise; load balancers call theirs ~Common~pool
 
 
 @dataclass(frozen=True, slots=True)

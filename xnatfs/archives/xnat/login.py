@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import requests
 
 from xnatfs.archives.http.account import EXPIRY_COOKIE, SESSION_COOKIE, fresh_cookies, session_life_s
 from xnatfs.archives.http.client import CONNECT_S, REDIRECTS
 from xnatfs.archives.http.errors import raise_for_status, raise_translated
-from xnatfs.archives.http.reply import parse_set_cookie
+from xnatfs.archives.http.reply import set_cookies
 from xnatfs.archives.http.session import ServerSession
 from xnatfs.config import Credentials
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, Unavailable, UnexpectedReply
@@ -108,6 +108,10 @@ class XnatLogin:
             if self._credentials.user is not None:
                 # Asked without credentials: a site that serves guests forgets a session without a word.
                 greeting = self._get(connection, Credentials(), WHO_PATH, what)
+                if greeting.status_code in REDIRECTS and _location(greeting).endswith(WHO_PATH):
+                    self._refuse(
+                        greeting, what
+                    )  # the whole site is elsewhere, as with http to https: before they go out
                 open_site = greeting.status_code not in (401, 403, *REDIRECTS)
                 cookies = _cookies(greeting) if greeting.status_code == 200 else {}
             # A 200 alone proves nothing, this path is open to anyone; but wrong credentials sent along are a 401.
@@ -209,10 +213,12 @@ class XnatLogin:
         if status == 401 or (status == 403 and self._credentials.is_token):
             raise self._refusal(what)
         if status in REDIRECTS:
-            target = response.headers.get("Location", "").split("?", 1)[0]
-            raise UnexpectedReply(
-                f"{what}: the server sends us to {target}", "use that address as the source if you trust it"
-            )
+            asked = str(response.url).split("?", 1)[0].removeprefix(self._base_url)
+            target = _location(response)
+            if not target.endswith(asked):
+                raise UnexpectedReply(f"{what}: the server sends us to {target}", "check the address and its path")
+            target = target.removesuffix(asked)
+            raise UnexpectedReply(f"{what}: the server sends us to {target}", "use that as the source if you trust it")
         if status == 403:
             raise LoginFailed(
                 f"{what}: user {self._credentials.user!r} may not log in (403)",
@@ -245,15 +251,20 @@ def _interface(server: str, credentials: Credentials, session: requests.Session)
     return Interface(server, credentials, session)
 
 
+def _location(response: requests.Response) -> str:
+    """Where a redirect leads, without its query; "" when it does not say or that is no address."""
+    try:
+        return urljoin(str(response.url), response.headers.get("Location", "")).split("?", 1)[0]
+    except ValueError:
+        return ""
+
+
 def _cookie_header(cookies: Mapping[str, str]) -> str:
     return "; ".join(f"{name}={value}" for name, value in cookies.items())
 
 
 def _cookies(response: requests.Response) -> dict[str, str]:
-    cookies: dict[str, str] = {}
-    for line in response.raw.headers.getlist("Set-Cookie"):
-        cookies.update(parse_set_cookie(line))
-    return cookies
+    return set_cookies(response.raw.headers.getlist("Set-Cookie"))
 
 
 def _version(response: requests.Response) -> str:
