@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from xnatfs.cli.options import OPTIONS, Settings, default_session_dir, load_settings, parse_pairs
+from xnatfs.cli.options import (
+    OPTIONS,
+    Settings,
+    default_cache_dir,
+    default_config_path,
+    default_session_dir,
+    home_directory,
+    load_settings,
+    parse_pairs,
+)
 from xnatfs.cli.sources import parse_source
 from xnatfs.config import MIB, Config, Credentials, Source
 from xnatfs.errors import UsageError
@@ -98,6 +107,9 @@ def test_durations_are_written_as_people_write_them(text: str, seconds: float) -
         ("cache-size", "0", "--cache-size: '0' is not more than zero"),
         ("timeout", "soon", "--timeout: 'soon' is not a duration; write 60s, 5m or 1h"),
         ("timeout", "0", "--timeout: '0' is not more than zero"),
+        ("timeout", "99999999d", "--timeout: '99999999d' is longer than 10000 days"),
+        ("metadata-ttl", "9" * 400, f"--metadata-ttl: '{'9' * 400}' is longer than 10000 days"),
+        ("cache-dir", "~no-such-user/x", "--cache-dir: there is no home directory for '~no-such-user/x'"),
         ("min-free", "100%", "--min-free: '100%' is not a share; write 5%"),
         ("min-free", "5G", "--min-free: '5G' is not a share; write 5%"),
         ("connections", "0", "--connections: '0' is not a whole number from 1 to 256"),
@@ -114,6 +126,47 @@ def test_a_value_that_makes_no_sense_is_named_with_its_place(key: str, value: st
         load({key: value})
     assert str(caught.value).startswith(message)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://mary:s3cret@127.0.0.1:99999",
+        "http://mary:s3cret@[::1",
+        "http://mary:s3c/ret@host:3128",
+        "http://mary:s3c#ret@host",
+        "http://mary:s3c?ret@host",
+        "http://mary:s3c ret@host",
+        "http://mary:s3cret@",
+        "http://mary:s3cret@:3128",
+    ],
+)
+def test_a_proxy_that_cannot_be_asked_is_refused_and_its_password_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError, match="a proxy is written http://host:port") as caught:
+        load(environ={"XNATFS_PROXY": url})
+    assert "s3c" not in str(caught.value) + caught.value.hint
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("url", ["http://h:1", "HTTP://h/", "socks5h://m:p%2Fw@[::1]:1080", "https://a@b:p@h"])
+def test_a_proxy_is_taken_as_it_is_written(url: str) -> None:
+    assert load(environ={"XNATFS_PROXY": url}).proxy == url
+
+
+@pytest.mark.parametrize("home", [None, "relative"])
+def test_without_a_home_directory_one_is_told_to_set_it(home: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)  # as in a container that is run under any number
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    for place in (default_config_path, default_cache_dir, home_directory):
+        with pytest.raises(UsageError, match="no home directory") as caught:
+            place()
+        assert "HOME" in caught.value.hint
 
 
 def test_a_block_size_is_taken_when_the_reader_takes_it() -> None:
@@ -230,6 +283,8 @@ def test_settings_reach_the_records_of_the_layers_below() -> None:
         ("https://host:8443", "https", "https://host:8443", "/"),
         ("http://localhost:8080", "http", "http://localhost:8080", "/"),
         ("xnat://host/ctx", "https", "https://host/ctx", "/"),
+        ("xnat+http://host:80/ctx#/P", "http", "http://host/ctx", "/P"),
+        ("XNAT+HTTPS://host", "https", "https://host", "/"),
         ("xnat.example.org", "https", "https://xnat.example.org", "/"),
         ("host:8443/ctx#/P", "https", "https://host:8443/ctx", "/P"),
         ("http://[::1]:8080#/P", "http", "http://[::1]:8080", "/P"),

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import click
 
 from xnatfs.cli.object_credentials import find_object_credentials
-from xnatfs.cli.options import Invocation, Settings, default_token_path
+from xnatfs.cli.options import Invocation, Settings, default_token_path, home_directory
 from xnatfs.cli.sources import parse_source
 from xnatfs.cli.tokens import StoredToken, TokenFile
 from xnatfs.config import Config, Credentials, Source
@@ -64,7 +64,7 @@ def config_for(source_text: str, settings: Settings) -> Config:
     source = parse_source(source_text)
     prompt = ask_password if sys.stdin is not None and sys.stdin.isatty() else None
     tokens = TokenFile(default_token_path())
-    home = Path("~").expanduser()
+    home = home_directory()
     found = find_object_credentials(source, settings, os.environ, home)
     if found is None:
         found = find_credentials(source, settings, os.environ, home, prompt, tokens)

@@ -30,6 +30,7 @@ from xnatfs.cli.options import (
     default_config_path,
     default_session_dir,
     default_token_path,
+    home_directory,
     with_options,
 )
 from xnatfs.cli.sources import is_xnat, parse_source
@@ -223,7 +224,7 @@ def _credentials(source: Source, settings: Settings) -> tuple[Finding, Credentia
     prompt = ask_password if sys.stdin is not None and sys.stdin.isatty() else None
     tokens = TokenFile(default_token_path())
     try:
-        home = Path("~").expanduser()
+        home = home_directory()
         found = find_object_credentials(source, settings, os.environ, home) or find_credentials(
             source, settings, os.environ, home, prompt, tokens
         )

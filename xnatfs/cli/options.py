@@ -410,10 +410,29 @@ def _unknown(key: str, place: str) -> NoReturn:
     raise UsageError(f"{place}: unknown option {key!r}", hint)
 
 
+def home_directory() -> Path:
+    """Where the files of this user lie that other tools keep.
+
+    Raises:
+        UsageError: there is none: a container may be run under any number, without HOME.
+    """
+    return _below_home(lambda: str(Path("~").expanduser()))
+
+
+def _below_home(find: Callable[[], str]) -> Path:
+    try:
+        found = Path(find())
+    except RuntimeError:
+        found = Path()
+    if not found.is_absolute():
+        raise UsageError("there is no home directory: the system knows none for this user", "set HOME to one")
+    return found
+
+
 def default_config_path() -> Path:
     import platformdirs
 
-    return Path(platformdirs.user_config_dir("xnatfs", appauthor=False)) / "config.toml"
+    return _below_home(lambda: platformdirs.user_config_dir("xnatfs", appauthor=False)) / "config.toml"
 
 
 def default_token_path() -> Path:
@@ -423,7 +442,7 @@ def default_token_path() -> Path:
 def default_cache_dir() -> Path:
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("xnatfs", appauthor=False))
+    return _below_home(lambda: platformdirs.user_cache_dir("xnatfs", appauthor=False))
 
 
 def default_session_dir() -> Path:
@@ -437,7 +456,7 @@ def default_session_dir() -> Path:
     import platformdirs
 
     # Not below the cache directory: the block store counts, and may empty, all that lies there.
-    return Path(platformdirs.user_state_dir("xnatfs", appauthor=False)) / "sessions"
+    return _below_home(lambda: platformdirs.user_state_dir("xnatfs", appauthor=False)) / "sessions"
 
 
 # --- click ------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 def parse_source(text: str) -> Source:
     """Read ``https://host[/context][#/PROJECT[/SUBJECT[/SESSION]]]``; also ``http://``, ``xnat://`` and a bare host.
 
-    The last two mean https. Also what is no XNAT server: ``tcia://COLLECTION`` and the path of a ``.tcia`` manifest,
-    ``dataset:NAME``, and any other scheme.
+    The last two mean https; ``xnat+http://`` is http. Also what is no XNAT server: ``tcia://COLLECTION`` and the path
+    of a ``.tcia`` manifest, ``dataset:NAME``, and any other scheme.
     What follows the ``#`` is a path in the tree, written as ``ls`` shows it (not percent-encoded).
 
     Raises:
@@ -33,6 +33,8 @@ def parse_source(text: str) -> Source:
         return parse_tcia_source(address, fragment)
     if address.lower().startswith("dataset:") and not address[len("dataset:") :].isdigit():
         return dataset_source(address[len("dataset:") :], inside_of(fragment))
+    if found := re.match(r"xnat\+(https?://)", address, re.IGNORECASE):  # as fsspec's URLs begin
+        address = found[1] + address[found.end() :]
     scheme = address.partition("://")[0].lower() if "://" in address else ""
     if scheme and scheme not in ("https", "http", "xnat"):
         return parse_object_source(address, inside_of(fragment))

@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from xnatfs.config import GIB, KIB, MIB
 
 _SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 _DURATION_UNITS_S = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PROXIES = ("http", "https", "socks5", "socks5h")
+_LONGEST_DAYS = 10_000  # twice as long, in nanoseconds, still fits what the system waits for
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)")
 
 
@@ -31,6 +34,8 @@ def parse_duration(text: str) -> float:
     factor = _DURATION_UNITS_S.get(unit.lower())
     if number is None or factor is None:
         raise ValueError(f"{text!r} is not a duration; write 60s, 5m or 1h")
+    if number * factor > _LONGEST_DAYS * _DURATION_UNITS_S["d"]:
+        raise ValueError(f"{text!r} is longer than {_LONGEST_DAYS} days")
     return number * factor
 
 
@@ -63,13 +68,21 @@ def parse_path(text: str) -> Path:
     """An absolute path: a daemon changes its working directory. ``~`` is the home directory."""
     if not text:
         raise ValueError("the path is empty")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"there is no home directory for {text!r}") from None
 
 
 def parse_proxy(text: str) -> str:
     """The URL as it is. Errors do not repeat it: it may hold the proxy's password."""
-    if not re.match(r"(https?|socks5h?)://[^/]", text):
-        raise ValueError("a proxy is written http://host:port")
+    try:
+        parts = urlsplit(text)
+        whole = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", text)
+    except ValueError:
+        whole = False
+    if not whole or parts.scheme not in _PROXIES or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("a proxy is written http://host:port; / ? # in its password as %2F %3F %23")
     return text
 
 

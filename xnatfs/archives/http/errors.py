@@ -6,6 +6,7 @@ No I/O. The cause is kept; messages name the object and the action, and no query
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any, NoReturn
@@ -108,6 +109,8 @@ def raise_translated(error: Exception, what: str) -> NoReturn:
         raise TimedOut(f"{what}: no answer in time") from error
     if isinstance(error, requests.exceptions.ProxyError):
         raise Unreachable(f"{what}: the proxy failed: {_short(error)}", "check --proxy") from error
+    if isinstance(error, requests.exceptions.InvalidSchema) and "SOCKS" in str(error):
+        raise Unreachable(f"{what}: a SOCKS proxy needs a package", "run: python -m pip install PySocks") from error
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         raise Unreachable(f"{what}: not an address that can be asked: {_short(error)}") from error
     if any(isinstance(one, urllib3.exceptions.NameResolutionError) for one in chain):
@@ -149,8 +152,11 @@ def _tls_words(said: str) -> tuple[str, str]:
 def _short(error: Exception) -> str:
     """The innermost reason, in few words: the outer ones repeat the whole URL with its query."""
     reason: Any = error
-    while (inner := getattr(reason, "reason", None) or (reason.args[0] if getattr(reason, "args", ()) else None)) and (
-        isinstance(inner, Exception)
-    ):
+    while inner := next((each for each in _inner(reason) if isinstance(each, Exception)), None):
         reason = inner
-    return str(reason).rsplit(": ", 1)[-1][:200]
+    return re.sub(r"//[^/\s]*@", "//", str(reason).rsplit(": ", 1)[-1])[:200]
+
+
+def _inner(error: Any) -> tuple[Any, ...]:
+    """Where requests and urllib3 put the error that an error is of."""
+    return getattr(error, "reason", None), getattr(error, "original_error", None), *getattr(error, "args", ())[:1]
