@@ -208,6 +208,56 @@ def test_a_series_that_idc_has_comes_from_there_with_sizes_and_ranges_and_nothin
     assert (record["path"].split("/")[1], record["status"], record["sent"]) == ("idc-open-data-two", 206, 100)
 
 
+def test_images_from_idc_have_the_names_that_nbia_gives_them(server: DemoServer, connect: Connect, index: Path) -> None:
+    archive = connect(IN_BOTH, tcia=TciaConfig("idc", idc_url=server.url, idc_index=index))
+    files = files_of(archive, IN_BOTH)
+    truth = truth_of(server, IN_BOTH)
+    assert [entry.name for entry in files] == sorted(truth)
+    assert {entry.name: md5(read(archive, entry)).hexdigest() for entry in files} == {
+        name: digest for name, (_, digest) in truth.items()
+    }
+    assert all(re.fullmatch(r"[0-9a-f-]{36}\.dcm", alias) for entry in files for alias in entry.aliases)
+    assert len({entry.aliases for entry in files}) == len(files)
+
+
+def test_the_names_cost_one_small_request_an_image_once(server: DemoServer, connect: Connect, index: Path) -> None:
+    cache = MemoryBlocks(1 << 24)
+    for heads in (2, 0):  # the second archive is another mount with the same cache
+        archive = connect(LARGE_IN_BOTH, tcia=TciaConfig("idc", idc_url=server.url, idc_index=index))
+        archive.keep_with(CacheKeeper(archive.id, cache, 1 << 20))
+        for again in (heads, 0):
+            server.clear_log()
+            assert {entry.name for entry in files_of(archive, LARGE_IN_BOTH)} == {"1-1.dcm", "1-2.dcm"}
+            asked = [r for r in server.settled_log()["requests"] if r["path"].endswith(".dcm")]
+            assert [(r["status"], r["sent"] <= 16_384) for r in asked] == [(206, True)] * again
+
+
+def test_with_names_of_ids_images_from_idc_keep_theirs_and_cost_nothing(
+    server: DemoServer, connect: Connect, index: Path
+) -> None:
+    settings = TciaConfig("idc", idc_url=server.url, idc_index=index)
+    archive = connect(IN_BOTH, tree=TreeConfig(names="id"), tcia=settings)
+    names = [entry.name for entry in files_of(archive, IN_BOTH)]
+    assert all(re.fullmatch(r"[0-9a-f-]{36}\.dcm", name) for name in names)
+    assert not [path for path in paths(server) if path.endswith(".dcm")]
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "status", "status": 404}, {"kind": "short", "at": 100}, {"kind": "garbage"}]
+)
+def test_an_image_that_cannot_be_looked_into_is_no_name_but_an_error_or_nbias(
+    server: DemoServer, connect: Connect, index: Path, fault: dict[str, Any]
+) -> None:
+    settings = TciaConfig("auto", idc_url=server.url, idc_index=index)
+    server.fault(r"/idc-open-data/.*\.dcm", times=None, **fault)
+    with pytest.raises(ArchiveError):
+        files_of(connect(IN_BOTH, tcia=replace(settings, prefer="idc")), IN_BOTH)
+    files = files_of(connect(IN_BOTH, tcia=settings), IN_BOTH)
+    assert {entry.name: entry.digest for entry in files} == {
+        name: digest for name, (_, digest) in truth_of(server, IN_BOTH).items()
+    }
+
+
 def test_a_series_of_which_idc_has_another_version_comes_from_nbia(
     server: DemoServer, connect: Connect, index: Path
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
 from xnatfs.archives.nbia.dicom import sop_instance_uid
+from xnatfs.archives.nbia.image_names import Numbers, names_of, numbers_in
 from xnatfs.archives.nbia.manifest import parse_manifest
 from xnatfs.archives.nbia.tables import Series, parse_rows, series_name, series_of, study_name
 from xnatfs.archives.nbia.tree import ROOT, Branch, file_key, parse_file_key, parse_listing_id
@@ -87,3 +88,24 @@ def test_any_series_is_placed_and_its_listing_id_can_be_read(
 @given(UIDS, TEXTS.filter(lambda text: text.isprintable()), UIDS | st.just(""))
 def test_a_files_key_tells_what_it_was_made_of(uid: str, name: str, sop: str) -> None:
     assert parse_file_key(file_key(uid, name, sop)) == (uid, name, sop)
+
+
+@given(st.binary(max_size=300), st.integers(0, len(HEAD)), st.integers(0, 64), st.booleans())
+def test_any_beginning_of_a_file_has_numbers_or_not(noise: bytes, at: int, cut: int, whole: bool) -> None:
+    for head in (noise, HEAD[:128] + b"DICM" + noise, HEAD[:at] + noise + HEAD[at + cut :]):
+        found = numbers_in(head, whole)
+        assert found is None or all(number >= -1 for number in found)
+        assert found is not None or not whole
+
+
+@given(st.lists(st.builds(Numbers, st.integers(-1, 3), st.integers(-1, 12)), max_size=40))
+def test_images_get_names_of_their_own_in_the_order_of_their_numbers(images: list[Numbers]) -> None:
+    names = names_of(images)
+    assert len(set(names)) == len(names) == len(images)
+    assert all(re.fullmatch(r"[0-9]+-[0-9]+\.dcm", name) for name in names)
+
+    def place(name: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in name.removesuffix(".dcm").split("-"))
+
+    in_order = [image for _, image in sorted(zip(map(place, names), images, strict=True))]
+    assert in_order == sorted(images)

@@ -84,6 +84,7 @@ DOORS = {  # library -> the modules that may import it
         "archives.xnat.interface",
     ),
     "aiohttp": ("demo",),
+    "pydicom": ("archives.nbia.image_names", "demo"),
     "click": ("cli",),
 }
 

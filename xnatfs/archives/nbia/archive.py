@@ -33,6 +33,7 @@ from xnatfs.archives.http.errors import OddStatus, ServerFailed
 from xnatfs.archives.http.reply import Reply
 from xnatfs.archives.nbia import idc
 from xnatfs.archives.nbia.idc_index import IdcIndex, Place
+from xnatfs.archives.nbia.idc_names import IdcNames
 from xnatfs.archives.nbia.learning import SeriesLearner
 from xnatfs.archives.nbia.login import TokenAccount, log_in
 from xnatfs.archives.nbia.manifest import Manifest, parse_manifest
@@ -131,6 +132,12 @@ class NbiaArchive:
         self._clients = (nobody, self._buckets, self._http)
         self._index = IdcIndex(tcia.idc_index)
         self._learner = SeriesLearner(self._open_zip, http.retries if retries is None else retries, self._stats)
+        self._idc_names = IdcNames(
+            lambda entry, start, stop: idc.open_object(self._buckets, entry, start, stop),
+            self._beside,
+            lambda: self._learner.keeper,
+            http.timeout_s,
+        )
         self._documents = DocumentStore()
         self._lock = threading.Lock()
         self._closed = False  # guarded by _lock
@@ -342,6 +349,8 @@ class NbiaArchive:
                     f"series {uid}: IDC has {len(files)} files with {found} bytes, NBIA {images} with {size}",
                     "another version of it; --from nbia has NBIA's",
                 )
+            if self._tree.names != "id":
+                files = self._idc_names.named(f"{place.bucket}/{place.folder}", files)
         except ArchiveError as error:
             if self._tcia.prefer == "idc":
                 raise

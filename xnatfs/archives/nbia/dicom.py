@@ -9,7 +9,7 @@ import re
 import struct
 
 PREAMBLE = 128
-_MARK = b"DICM"
+MARK = b"DICM"
 _LONG = frozenset({b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN", b"OD", b"OL", b"UC", b"UR"})  # length in 4 bytes
 _INSTANCE = (0x0002, 0x0003)
 _UID = re.compile(rb"[0-9.]{1,64}")
@@ -17,7 +17,7 @@ _UID = re.compile(rb"[0-9.]{1,64}")
 
 def sop_instance_uid(head: bytes) -> str:
     """MediaStorageSOPInstanceUID of a file that begins with ``head``, or "" when that does not show it."""
-    if head[PREAMBLE : PREAMBLE + 4] != _MARK:
+    if head[PREAMBLE : PREAMBLE + 4] != MARK:
         return ""
     at = PREAMBLE + 4
     while at + 12 <= len(head):
