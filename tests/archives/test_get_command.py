@@ -183,6 +183,16 @@ def test_a_file_replaced_on_the_server_by_one_of_the_same_size_is_copied_again(u
         user.server.edit("restore", row["uri"])
 
 
+def test_a_file_whose_size_is_listed_wrong_is_copied_and_shown_all_the_same(user: User) -> None:
+    folder = "ODDITIES/ODD_1/ODD_1_MR/resources/stale"
+    done = user.get(folder)
+    assert done.returncode == 0, done.stderr
+    assert (user.dest / "grown.txt").read_bytes() == b"y" * 3000
+    assert (user.dest / "shrunk.txt").stat().st_size == 1000
+    shown = xnatfs("cat", f"{user.server.url}#/{folder}/grown.txt", environment=user.environment)
+    assert (shown.returncode, shown.stdout) == (0, "y" * 3000)
+
+
 def test_a_local_file_of_another_size_is_replaced_and_one_without_attributes_is_compared(
     user: User, project: str
 ) -> None:

@@ -88,6 +88,21 @@ def test_running_again_asks_for_nothing_and_a_dry_run_says_so(server: DemoServer
     assert server.data_requests() == []
 
 
+def test_a_file_whose_size_is_listed_wrong_is_fetched_all_the_same(mount: Mount) -> None:
+    folder = mount.path / "ODDITIES/ODD_1/ODD_1_MR/resources/stale"
+    done = prefetch(mount, folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "grown.txt").read_bytes() == b"y" * 3000
+
+
+def test_a_link_leads_to_what_is_fetched(mount: Mount, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(mount.path / SESSION)
+    done = prefetch(mount, link)
+    assert done.returncode == 0, done.stderr
+    assert f"prefetch: {len(files_below(mount.path / SESSION))} files done" in done.stderr
+
+
 def test_what_fails_stands_in_the_report_and_the_next_run_fetches_it(server: DemoServer, mount: Mount) -> None:
     folder = mount.path / SESSION
     victim = max(files_below(folder), key=lambda path: path.stat().st_size)

@@ -28,7 +28,7 @@ from xnatfs.cli.options import CACHE, MESSAGES, SERVER, VIEW, Invocation, Option
 from xnatfs.cli.text import size_text
 from xnatfs.cli.work import Advance, Failure, Job, Progress, Summary, is_special, run_jobs
 from xnatfs.config import MIB
-from xnatfs.errors import CorruptContent, UsageError
+from xnatfs.errors import CorruptContent, StaleContent, UsageError
 
 if TYPE_CHECKING:
     from xnatfs.tree.vfs import Node
@@ -218,7 +218,10 @@ def _copy_job(place: Place, size: int, target: Path) -> Job:
         if _is_there(target, node):
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(place, node, target, advance)
+        try:
+            _copy(place, node, target, advance)
+        except StaleContent:  # the listing told of another version: now the tree knows better
+            _copy(place, place.vfs.lookup(place.path), target, advance)
         return True
 
     return Job(place.path, size, run, is_due)
@@ -376,7 +379,7 @@ class _Walk:
         here, inner = _Directory(), []
         for path in paths:
             try:
-                found = path.lstat()
+                found = path.stat()  # a mount shows no links, but one may lead there
             except OSError as exc:
                 here.jobs.append(_failing(str(path), exc))
                 continue
@@ -420,19 +423,29 @@ def _fetch_job(path: Path, size: int) -> Job:
         if _cached_percent(path) == 100:  # it came with its neighbours, whom an earlier job has read
             advance(size)
             return True
-        got = 0
-        buffer = memoryview(bytearray(MIB))
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                got += count
-                advance(count)
-            # The kernel need not keep a second copy of what is in the cache.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if got != size:
-            raise CorruptContent(f"{path}: {got} of {size} bytes")
+        try:
+            _read_through(path, advance)
+        except OSError as exc:
+            if exc.errno != errno.ESTALE:
+                raise
+            _read_through(path, advance)  # the listing told of another version: now the mount knows better
         return True
 
     return Job(str(path), size, run, lambda: due)
+
+
+def _read_through(path: Path, advance: Advance) -> None:
+    got = 0
+    buffer = memoryview(bytearray(MIB))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            got += count
+            advance(count)
+        size = os.fstat(file.fileno()).st_size
+        # The kernel need not keep a second copy of what is in the cache.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if got != size:
+        raise CorruptContent(f"{path}: {got} of {size} bytes")
 
 
 def _cached_percent(path: Path) -> int:

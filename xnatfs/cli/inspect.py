@@ -21,7 +21,7 @@ from xnatfs.cli.main import describe, exit_code_for, hint_for, report_error
 from xnatfs.cli.options import CACHE, MESSAGES, SERVER, VIEW, Invocation, OptionsCommand, Settings, with_options
 from xnatfs.cli.sources import parse_source
 from xnatfs.config import MIB
-from xnatfs.errors import CorruptContent, LoginFailed, Unavailable
+from xnatfs.errors import CorruptContent, LoginFailed, StaleContent, Unavailable
 
 if TYPE_CHECKING:
     from xnatfs.tree.vfs import ArchiveVFS, Node
@@ -104,9 +104,27 @@ def cat(sources: tuple[str, ...], settings: Settings) -> int:
         for text in sources:
             place = archives.locate(text)
             with failures.counted(place):
-                copy_bytes(place.vfs, place.path, sys.stdout.buffer.write)
+                _show(place)
                 sys.stdout.buffer.flush()
     return failures.exit_code
+
+
+def _show(place: Place) -> None:
+    """Write a file to standard output. When nothing is written yet, a listing that told of another version costs a
+    second try: the tree knows better by then."""
+    shown = 0
+
+    def write(piece: memoryview) -> None:
+        nonlocal shown
+        shown += len(piece)
+        sys.stdout.buffer.write(piece)
+
+    try:
+        copy_bytes(place.vfs, place.path, write)
+    except StaleContent:
+        if shown:
+            raise
+        copy_bytes(place.vfs, place.path, write)
 
 
 # --- archives and places ----------------------------------------------------------------------------------------------
