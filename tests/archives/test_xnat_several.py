@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.archives.conftest import DEMO
+from tests.helpers.hostile import Answer, Liar
 from tests.helpers.server import DemoServer
 from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.archives.xnat.files import FileRun, Files, file_runs
 from xnatfs.archives.xnat.tables import Row, rows_by_experiment
+from xnatfs.config import HttpConfig, TreeConfig
 from xnatfs.errors import UnexpectedReply
 from xnatfs.model import Entry
 
@@ -80,10 +84,43 @@ def file_run(uri: str, cat_id: str) -> list[FileRun]:
 def test_rows_that_are_not_surely_of_one_session_are_refused() -> None:
     files = file_run("/data/experiments/E1/scans/1/resources/7/files/a", "7")
     of_e1, of_nobody = Row({"xnat_abstractresource_id": "7"}), Row({"xnat_abstractresource_id": "8"})
-    assert rows_by_experiment({"E1", "E2"}, files, [of_e1]) == {"E1": (files, [of_e1])}  # E2 is to be asked for
-    assert rows_by_experiment({"E1", "E2"}, files, [of_e1, of_nobody]) is None
-    assert rows_by_experiment({"E2"}, files, [of_e1]) is None
-    assert rows_by_experiment({"E1"}, file_run("/archive/x", "7"), []) is None
+    both: dict[str, set[str]] = {"E1": set(), "E2": set()}
+    assert rows_by_experiment(both, files, [of_e1]) == {"E1": (files, [of_e1])}  # E2 is to be asked for
+    assert rows_by_experiment(both, files, [of_e1, of_nobody]) is None
+    assert rows_by_experiment({"E2": set()}, files, [of_e1]) is None
+    assert rows_by_experiment({"E1": set()}, file_run("/archive/x", "7"), []) is None
+
+
+def test_a_resource_without_files_belongs_to_the_session_whose_document_names_it() -> None:
+    files = file_run("/data/experiments/E1/scans/1/resources/7/files/a", "7")
+    full, empty = Row({"xnat_abstractresource_id": "7"}), Row({"xnat_abstractresource_id": "8"})
+    told = rows_by_experiment({"E1": {"7", "8"}, "E2": set(), "E3": {"9"}}, files, [full, empty])
+    assert told == {"E1": (files, [full, empty]), "E2": ([], [])}  # of E3 a resource is missing: to be asked for
+    assert rows_by_experiment({"E1": {"7"}, "E2": {"8"}}, files, [full, empty]) == {"E1": (files, [full])}
+
+
+def test_sessions_with_an_empty_resource_take_no_more_requests_than_others(server: DemoServer) -> None:
+    def with_empty(answer: Answer) -> Answer:
+        rows = answer.rows()
+        return answer.with_rows([*rows, {**rows[0], "xnat_abstractresource_id": "900", "file_count": "0"}])
+
+    def named(answer: Answer) -> Answer:
+        assert isinstance(answer.body, bytes)
+        document = json.loads(answer.body)
+        empty = {"children": [], "data_fields": {"xnat_abstractresource_id": 900}, "meta": {}}
+        document["items"][0]["children"].append({"field": "resources/resource", "items": [empty]})
+        answer.body = json.dumps(document).encode()
+        return answer
+
+    with Liar(server.port) as front:
+        front.lie(r"/experiments/XNAT_E20001\?", named)
+        archive = XnatArchive(front.url, DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "xnatfs/test")
+        sessions = below(archive, "CRAWL", "experiment")[:4]
+        front.lie(r"/experiments/XNAT_E20000,.*/resources\?", with_empty)
+        front.seen.clear()
+        assert len(archive.children_of_several(sessions)) == 4
+        assert len(front.seen) == 2 + 4
+        archive.close()
 
 
 def test_file_lists_are_the_same_in_any_case_with_numbers_and_nulls() -> None:

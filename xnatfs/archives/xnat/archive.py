@@ -181,7 +181,8 @@ class XnatArchive:
         except (NotFound, UnexpectedReply):
             self._takes_several = False
             return {}
-        told = rows_by_experiment(asked, files, resources)
+        named = {experiment: item.resources() for experiment, item in zip(asked, items, strict=True)}
+        told = rows_by_experiment(named, files, resources)
         listings: dict[str, Listing] = {}
         for (experiment, directory), item in zip(asked.items(), items, strict=True):
             if told is not None and experiment in told:

@@ -35,6 +35,9 @@ system takes (4,096 bytes) could hold ten times as many, but no catalog of peopl
 
 SITE = "site"
 
+RESOURCE_NUMBER = "xnat_abstractresource_id"
+"""The column, and the field of documents, that tells resources apart; unique on a site."""
+
 SUBJECT_COLUMNS = (
     "label",
     "ID",
@@ -318,6 +321,15 @@ class Item:
     def below(self, field: str) -> list[Item]:
         return [item for name, items in self.children.items() if name.partition("/")[0] == field for item in items]
 
+    def resources(self) -> set[str]:
+        """The numbers of all resources that the document names, at every level."""
+        found: set[str] = set()
+        for items in self.children.values():
+            for item in items:
+                number = item.row.get(RESOURCE_NUMBER, "")
+                found |= item.resources() | ({number} if number else set())
+        return found
+
 
 def experiment_listing(
     identifier: str,
@@ -364,12 +376,16 @@ def experiment_listing(
 
 
 def rows_by_experiment(
-    experiments: Collection[str], files: Iterable[FileRun], resources: Iterable[Row]
+    experiments: Mapping[str, Collection[str]], files: Iterable[FileRun], resources: Iterable[Row]
 ) -> dict[str, tuple[list[FileRun], list[Row]]] | None:
     """The rows of several experiments, taken apart: ID -> (files, resources). None when a row is not surely of one.
 
-    A resource's row names its scan, not its experiment; its files' URIs do. An experiment without files is not among
-    them: a server that left it out would look the same.
+    A resource's row names its scan, not its experiment; its files' URIs do, and so does the experiment's document. An
+    experiment without files is among them only when its document has no resource either, and those of the others do
+    name theirs: a server that left it out would look the same.
+
+    Args:
+        experiments: ID -> the numbers of the resources in its document.
     """
     told: dict[str, tuple[list[FileRun], list[Row]]] = {}
     owners: dict[str, str] = {}
@@ -381,11 +397,18 @@ def rows_by_experiment(
             return None
         told.setdefault(parts[3], ([], []))[0].append(run)
         owners[run.resource or parts[-1]] = parts[3]
+    named = {resource: experiment for experiment, held in experiments.items() for resource in held}
+    if told and all(named.get(resource) == owner for resource, owner in owners.items()):
+        told.update(
+            {experiment: ([], []) for experiment, held in experiments.items() if not held and experiment not in told}
+        )
     for row in resources:
-        owner = owners.get(row.get("xnat_abstractresource_id", ""))
+        identifier = row.get(RESOURCE_NUMBER, "")
+        owner = owners.get(identifier) or named.get(identifier)
         if owner is None:
             return None
-        told[owner][1].append(row)
+        if owner in told:
+            told[owner][1].append(row)
     return told
 
 
@@ -521,7 +544,7 @@ def _resource_folders(top: _Folder, resources: Iterable[Row], config: TreeConfig
     """Make a folder for each resource, empty ones too; by numeric id, None for those that the user filtered out."""
     folders: dict[str, _Folder | None] = {}
     for row in resources:
-        identifier = required(row, "xnat_abstractresource_id")
+        identifier = required(row, RESOURCE_NUMBER)
         if not identifier:
             continue
         owner = _owner(top, row.get("category", ""), row.get("cat_id", ""), row.get("cat_desc", ""), config)
