@@ -87,6 +87,9 @@ SERIES_A_QUESTION = 5000
 MAX_MANIFEST = 64 << 20
 """Bytes: a published one with 19,000 series has 1.2 MB."""
 
+NOT_FOR_NAMES = 2
+"""Connections left to readers while a long series' images are looked into for their names."""
+
 LIMITED = "access may be limited: ask the archive for access, then give --user and store its password in ~/.netrc"
 
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -134,9 +137,9 @@ class NbiaArchive:
         self._learner = SeriesLearner(self._open_zip, http.retries if retries is None else retries, self._stats)
         self._idc_names = IdcNames(
             lambda entry, start, stop: idc.open_object(self._buckets, entry, start, stop),
-            self._beside,
             lambda: self._learner.keeper,
             http.timeout_s,
+            max(1, http.max_connections - NOT_FOR_NAMES),
         )
         self._documents = DocumentStore()
         self._lock = threading.Lock()

@@ -10,15 +10,15 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xnatfs.archives.base import Keeper, RangeStream
 from xnatfs.archives.nbia.dicom import MARK, PREAMBLE
 from xnatfs.archives.nbia.tree import ONLY_IMAGE
-from xnatfs.errors import TimedOut, Unavailable, UnexpectedReply
+from xnatfs.errors import TimedOut, UnexpectedReply
 from xnatfs.model import Entry
 
 if TYPE_CHECKING:
@@ -39,17 +39,15 @@ class IdcNames:
 
     Args:
         open_range: As ``Archive.open_range``.
-        beside: Where requests are made side by side.
         keeper: Remembers names for other mounts.
         timeout_s: In which the beginning of an image has to come.
+        at_once: Requests side by side.
     """
 
-    def __init__(
-        self, open_range: Open, beside: Callable[[], Executor], keeper: Callable[[], Keeper], timeout_s: float
-    ) -> None:
+    def __init__(self, open_range: Open, keeper: Callable[[], Keeper], timeout_s: float, at_once: int) -> None:
         self._open = open_range
         self._timeout_s = timeout_s
-        self._beside = beside
+        self._at_once = at_once
         self._keeper = keeper
         self._lock = threading.Lock()
         self._known: OrderedDict[str, Mapping[str, str]] = OrderedDict()  # guarded by _lock; by folder
@@ -88,24 +86,11 @@ class IdcNames:
     def _worked_out(self, files: Sequence[Entry]) -> Mapping[str, str]:
         from xnatfs.archives.nbia.image_names import names_of  # imports pydicom
 
-        waiting: list[Future[Numbers]] = []
+        pool = ThreadPoolExecutor(self._at_once, "xnatfs-names")
         try:
-            waiting += self._begun(files)
-            numbers = [each.result() for each in waiting]
-        except CancelledError as exc:
-            raise Unavailable("the archive has been closed") from exc
+            return dict(zip(map(_mark, files), names_of(list(pool.map(self._numbers, files))), strict=True))
         finally:  # after a failure nobody wants the rest
-            for each in waiting:
-                each.cancel()
-        return dict(zip(map(_mark, files), names_of(numbers), strict=True))
-
-    def _begun(self, files: Sequence[Entry]) -> Iterator[Future[Numbers]]:
-        beside = self._beside()
-        for file in files:
-            try:
-                yield beside.submit(self._numbers, file)
-            except RuntimeError as exc:  # its threads have been told to end
-                raise Unavailable("the archive has been closed") from exc
+            pool.shutdown(cancel_futures=True)
 
     def _numbers(self, file: Entry) -> Numbers:
         from xnatfs.archives.nbia.image_names import Numbers, numbers_in
