@@ -249,6 +249,11 @@ def test_an_object_that_changes_under_a_reader_gives_no_mix(server: ObjectServer
             archive.open_range(entry, 1000, 2000)
 
 
+def test_an_object_that_is_stored_with_an_encoding_reads_as_it_is_stored(server: ObjectServer, vfs: ArchiveVFS) -> None:
+    server.buckets["open"]["packed.nii.gz"] = Thing(DATA, encoding="gzip")
+    assert read_file(vfs, "/packed.nii.gz") == DATA
+
+
 def test_an_object_that_went_is_not_found(server: ObjectServer, archive: S3Archive) -> None:
     entry = file_in(archive, "ds/README")
     del server.buckets["open"]["ds/README"]

@@ -111,6 +111,21 @@ def test_one_file_alone_is_no_walk(objects: ObjectServer) -> None:
     assert len([asked for asked in objects.asked if asked.method == "HEAD"]) == 1
 
 
+def test_a_compressed_file_reads_as_it_is_though_the_server_calls_that_an_encoding(
+    server: ObjectServer, vfs: ArchiveVFS
+) -> None:
+    server.web["/d/T1w.nii.gz"] = Thing(DATA, encoding="x-gzip")
+    server.web["/d/page.txt"] = Thing(DATA, encoding="gzip")
+    assert read_file(vfs, "/d/T1w.nii.gz") == DATA
+    with pytest.raises(UnexpectedReply):  # a page's text, packed by the server though nobody asked for that
+        read_file(vfs, "/d/page.txt")
+
+
+def test_links_that_write_the_directory_in_another_way_are_in_it() -> None:
+    page = '<title>Index of /d(1)/</title><a href="/d(1)/a">a</a><a href="/d%281%29/b">b</a><a href="/d(2)/c">c</a>'
+    assert [entry.key for entry in entries_of(page, "http://host/d%281%29/", "/d/")] == ["/d(1)/a", "/d%281%29/b"]
+
+
 def test_a_file_that_changes_under_a_reader_is_stale_and_then_new(server: ObjectServer, vfs: ArchiveVFS) -> None:
     large = bytes(range(256)) * 20_000
     server.web["/d/T1w.nii"] = Thing(large)

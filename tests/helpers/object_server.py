@@ -30,6 +30,7 @@ class Thing:
     data: bytes
     modified_s: float = FIRST_MODIFIED_S
     content_type: str = "application/octet-stream"
+    encoding: str = ""  # told with it, as S3 keeps it with an object and Apache says it of a name in .gz
 
     @property
     def etag(self) -> str:
@@ -177,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         about = {"ETag": etag, "Last_Modified": formatdate(thing.modified_s, usegmt=True), "Accept_Ranges": "bytes"}
         if not self.server_state.etags:
             del about["ETag"]
+        if thing.encoding:
+            about["Content_Encoding"] = thing.encoding
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if found is None or not self.server_state.ranges:
             return self.say(200, thing.data, thing.content_type, **about)

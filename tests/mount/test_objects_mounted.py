@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.helpers.mounting import mounted, user_environment, xnatfs
 from tests.helpers.object_server import ObjectServer, Thing
+from xnatfs.cli.text import size_text
 
 pytestmark = pytest.mark.fuse
 
@@ -125,3 +127,28 @@ def test_get_copies_a_bucket_and_then_finds_nothing_to_do(server: ObjectServer, 
         assert {f"ds/{path}": data for path, data in tree_of(tmp_path / "copy").items()} == FILES
         counts.append(len(server.targets("T1w.nii")))
     assert counts[0] == counts[1] > 0
+
+
+def test_a_file_that_does_not_tell_its_size_hides_no_other_from_a_long_listing(
+    server: ObjectServer, tmp_path: Path
+) -> None:
+    environment = user_environment(tmp_path / "home", None, None)
+    server.fault("/empty$", "status", times=None, status=404, code="NoSuchKey")
+    done = xnatfs("ls", "-l", source(server, "web") + "#/ds", environment=environment)
+    assert done.returncode == 1
+    assert re.findall(r"^. +(\S+) .{16} (.*)$", done.stdout, re.MULTILINE) == [
+        ("7", "README"),
+        ("?", "empty"),
+        ("0", "odd name +%"),
+        ("0", "sub-01"),
+    ]
+    assert "/ds/empty" in done.stderr
+
+
+def test_get_counts_the_bytes_of_files_whose_pages_tell_no_size(server: ObjectServer, tmp_path: Path) -> None:
+    environment = user_environment(tmp_path / "home", None, None)
+    wanted = f"4 files done ({size_text(sum(map(len, FILES.values())))})"
+    planned = xnatfs("get", "--dry-run", source(server, "web"), tmp_path / "copy", environment=environment)
+    assert wanted.replace("done", "to do") in planned.stderr
+    assert wanted in xnatfs("get", source(server, "web"), tmp_path / "copy", environment=environment).stderr
+    assert tree_of(tmp_path / "copy") == FILES

@@ -119,6 +119,7 @@ def test_interrupt_gives_130_without_a_word(capsys: pytest.CaptureFixture[str]) 
         (["ls"], "ls: Missing argument"),
         (["ls", "--nonsense", "https://h"], "ls: No such option"),
         (["ls", "https://u:pw@h"], "SOURCE holds a user name or password"),
+        (["ls", "s3://b?endpoint=http://u:pw@h"], "SOURCE holds a user name or password"),
         (["ls", "--cache-size", "3Q", "https://h"], "--cache-size: '3Q' is not a size"),
         ([], "Usage: xnatfs"),
     ],

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import click
 
@@ -114,14 +114,14 @@ def _run(what: str, jobs: Iterator[Job], workers: int, dry_run: bool) -> Summary
     summary = Summary()
     for job in jobs:
         try:
-            due = job.is_due()
+            due_bytes = job.due_bytes()
         except OSError as exc:
             summary.failures.append(failure(job, exc))
             summary.first = summary.first or exc
             continue
-        if due:
+        if due_bytes is not None:
             summary.done += 1
-            summary.done_bytes += job.size
+            summary.done_bytes += due_bytes
             sys.stdout.buffer.write(os.fsencode(job.path) + b"\n")
         else:
             summary.skipped += 1
@@ -184,7 +184,7 @@ def _conclude(command: str, summary: Summary, dry_run: bool, report: Path | None
 def _failing(path: str, error: OSError) -> Job:
     """A directory that cannot be listed, as a job: it fails when its turn comes."""
 
-    def fail(*_: object) -> bool:
+    def fail(*_: object) -> NoReturn:
         raise error
 
     return Job(path, 0, fail, fail)
@@ -210,8 +210,9 @@ def _to_copy(place: Place, node: Node, target: Path) -> Iterator[Job]:
 
 
 def _copy_job(place: Place, size: int, target: Path) -> Job:
-    def is_due() -> bool:
-        return not _is_there(target, place.vfs.lookup(place.path))
+    def due_bytes() -> int | None:
+        node = place.vfs.lookup(place.path)
+        return None if _is_there(target, node) else node.size
 
     def run(advance: Advance) -> bool:
         node = place.vfs.lookup(place.path)  # now with its size
@@ -224,7 +225,7 @@ def _copy_job(place: Place, size: int, target: Path) -> Job:
             _copy(place, place.vfs.lookup(place.path), target, advance)
         return True
 
-    return Job(place.path, size, run, is_due)
+    return Job(place.path, size, run, due_bytes)
 
 
 def _is_there(target: Path, node: Node) -> bool:
@@ -431,7 +432,7 @@ def _fetch_job(path: Path, size: int) -> Job:
             _read_through(path, advance)  # the listing told of another version: now the mount knows better
         return True
 
-    return Job(str(path), size, run, lambda: due)
+    return Job(str(path), size, run, lambda: size if due else None)
 
 
 def _read_through(path: Path, advance: Advance) -> None:

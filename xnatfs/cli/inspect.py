@@ -55,7 +55,7 @@ def ls(sources: tuple[str, ...], long: bool, recursive: bool, as_json: bool, set
             while pending:
                 place = pending.pop()
                 with failures.counted(place):
-                    nodes, is_dir = _listed(place, sizes=long or as_json)
+                    nodes, is_dir = _listed(place, failures if long or as_json else None)
                     if headings and is_dir:
                         _write(out, [("" if first else "\n") + _safe(place.path, terminal) + ":"])
                     first = False
@@ -222,17 +222,22 @@ def copy_bytes(vfs: ArchiveVFS, path: str, write: Callable[[memoryview], object]
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def _listed(place: Place, sizes: bool) -> tuple[Sequence[Node], bool]:
+def _listed(place: Place, sizes: Failures | None) -> tuple[Sequence[Node], bool]:
     """The nodes to show for a path, by name, and whether it is a directory; a file shows itself.
 
-    With ``sizes``, those that the listing does not tell are asked for, one request each.
+    With ``sizes``, those that the listing does not tell are asked for, one request each. A file that does not tell its
+    size either is counted there, and the others are shown for all that.
     """
     node = place.vfs.lookup(place.path)
     if not node.is_dir:
         return (node,), False
     nodes = sorted(place.vfs.listdir(place.path), key=lambda node: node.name)
-    if sizes and any(node.size < 0 for node in nodes):
-        nodes = [node if node.size >= 0 else place.vfs.lookup(place.child(node.name).path) for node in nodes]
+    if sizes is not None:
+        for number, node in enumerate(nodes):
+            if node.size < 0:
+                child = place.child(node.name)
+                with sizes.counted(child):
+                    nodes[number] = place.vfs.lookup(child.path)
     return nodes, True
 
 
@@ -244,8 +249,9 @@ def _names(place: Place, nodes: Sequence[Node], is_dir: bool, terminal: bool) ->
 def _long_lines(place: Place, nodes: Sequence[Node], is_dir: bool, terminal: bool) -> Iterable[str]:
     width = len(str(max((node.size for node in nodes), default=0)))
     for node in nodes:
+        size = node.size if node.size >= 0 else "?"
         name = _safe(node.name if is_dir else place.path, terminal)
-        yield f"{'d' if node.is_dir else '-'} {node.size:>{width}} {_local_time(node.mtime_ns)} {name}"
+        yield f"{'d' if node.is_dir else '-'} {size:>{width}} {_local_time(node.mtime_ns)} {name}"
 
 
 def _json_lines(place: Place, nodes: Sequence[Node], is_dir: bool, terminal: bool) -> Iterable[str]:
@@ -259,7 +265,7 @@ def _facts(place: Place, node: Node) -> dict[str, str | int | None]:
         "path": place.path,
         "name": node.name,
         "type": "directory" if node.is_dir else "file",
-        "size": None if node.is_dir else node.size,
+        "size": None if node.is_dir or node.size < 0 else node.size,
         "mtime": _utc_time(node.mtime_ns),
         "id": entry.id or None,
         "uri": entry.key or None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from xnatfs.config import Source
 from xnatfs.errors import UsageError
@@ -73,7 +73,7 @@ def parse_object_source(address: str, inside: str) -> Source:
     scheme, rest = found[1].lower(), found[2]
     path, mark, options = rest.partition("?")
     place = path.split("/", 1)[0]
-    if "@" in place:
+    if "@" in place or _names_a_user(options):
         raise UsageError(
             "SOURCE holds a user name or password: every user of this machine could read it",
             "leave it out; use --user and --credentials FILE, or the environment",
@@ -83,6 +83,11 @@ def parse_object_source(address: str, inside: str) -> Source:
     if ".." in path.split("/"):
         raise UsageError(f"SOURCE goes up: {path!r}", "write the path without ..")
     return Source(scheme, f"{scheme}://{path.rstrip('/')}{mark}{options}", inside)
+
+
+def _names_a_user(options: str) -> bool:
+    """Whether an ``endpoint=URL`` holds a user name or a password."""
+    return any("@" in urlsplit(value).netloc for name, value in parse_qsl(options) if name == "endpoint")
 
 
 def parse_tcia_source(address: str, fragment: str) -> Source:

@@ -48,15 +48,15 @@ class Job:
 
     Attributes:
         path: What a message and the report call it.
-        size: Bytes; 0 when it is none.
+        size: Bytes; 0 when it is none, or when only doing it tells.
         run: Does it; False when there was nothing to do.
-        is_due: Whether there is something to do, for a dry run. Raises what ``run`` would.
+        due_bytes: What there is to do, None when there is nothing, for a dry run. Raises what ``run`` would.
     """
 
     path: str
     size: int
     run: Callable[[Advance], bool]
-    is_due: Callable[[], bool]
+    due_bytes: Callable[[], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +242,15 @@ class _Crew:
             self._do(job)
 
     def _do(self, job: Job) -> None:
+        came = 0
+
+        def advance(count: int) -> None:
+            nonlocal came
+            came += count
+            self._advance(count)
+
         try:
-            did = job.run(self._advance)
+            did = job.run(advance)
         except Stopped:
             return
         except OSError as exc:
@@ -253,7 +260,7 @@ class _Crew:
                 self._away = 0
                 if did:
                     self.summary.done += 1
-                    self.summary.done_bytes += job.size
+                    self.summary.done_bytes += job.size or came
                 else:
                     self.summary.skipped += 1
                     self.summary.skipped_bytes += job.size

@@ -12,6 +12,9 @@ from xnatfs.archives.http.reply import Reply, content_length, path_of
 from xnatfs.errors import StaleContent, Unavailable, UnexpectedReply
 from xnatfs.model import Entry
 
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".z", ".zst", ".br")
+"""Ends of names for which web servers tell an encoding, from their tables of types, and send the file as it is."""
+
 
 class HttpBody:
     """The body of a file's GET, checked against what the listing said. See ``RangeStream``."""
@@ -47,15 +50,20 @@ class HttpBody:
         self._reply.close()
 
 
-def checked_body(reply: Reply, entry: Entry, start: int, stop: int, validator: str | None = None) -> HttpBody:
+def checked_body(
+    reply: Reply, entry: Entry, start: int, stop: int, validator: str | None = None, stored: bool = False
+) -> HttpBody:
     """Doubt every 200: a login page has a status of 200 as well.
 
     Args:
         validator: What tells versions of this file apart, when not its Last-Modified or else its ETag.
+        stored: An encoding may be how the file is stored, so that what comes are its bytes: a bucket keeps the header
+            with the object, Apache tells it of a name in .gz. Its length, which has to be told, proves it.
     """
     what = f"GET {entry.key}"
     assert entry.size is not None
-    if reply.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+    encoded = reply.headers.get("Content-Encoding", "identity").lower() not in ("", "identity")
+    if encoded and not (stored and (reply.status == 206 or content_length(reply) is not None)):
         raise UnexpectedReply(f"{what}: an encoded body although identity was asked for")
     if validator is None:
         validator = reply.headers.get("Last-Modified") or reply.headers.get("ETag") or ""
@@ -74,6 +82,11 @@ def checked_body(reply: Reply, entry: Entry, start: int, stop: int, validator: s
     if total != entry.size:
         raise StaleContent(f"{what}: {total} bytes where the listing says {entry.size}", "list the directory again")
     return HttpBody(reply, first, last, total, validator, ranged)
+
+
+def is_compressed(name: str) -> bool:
+    """Whether a name says that the file itself is compressed, whatever a header says of it."""
+    return name.lower().endswith(COMPRESSED)
 
 
 def content_range(reply: Reply, what: str) -> tuple[int, int, int]:

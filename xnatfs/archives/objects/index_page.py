@@ -73,9 +73,12 @@ def entries_of(page: str, url: str, what: str) -> tuple[Entry, ...]:
     found: dict[str, Entry] = {}
     for link in parser.links:
         target = _joined(url, link.href)
-        if target is None or target[:2] != (here.scheme, here.netloc) or not target[2].startswith(top):
+        if target is None or target[:2] != (here.scheme, here.netloc):
             continue
-        segment, slash, rest = target[2][len(top) :].partition("/")
+        below = _below(top, target[2])
+        if below is None:
+            continue
+        segment, slash, rest = below.partition("/")
         name = unquote(segment, errors="surrogateescape")
         if not segment or rest or name in (".", "..") or target[2] in found:
             continue
@@ -83,6 +86,19 @@ def entries_of(page: str, url: str, what: str) -> tuple[Entry, ...]:
     if not found and not parser.title.lower().startswith(_TITLES):
         raise UnexpectedReply(f"{what}: a web page that lists no files", "open it in a browser: is it an index page?")
     return tuple(found.values())
+
+
+def _below(top: str, path: str) -> str | None:
+    """What of a link's path lies below a directory; None when it lies elsewhere.
+
+    A link may write the directory's own path in another way than we asked for it: ``(`` for ``%28``.
+    """
+    if path.startswith(top):
+        return path[len(top) :]
+    segments, above = path.split("/"), top.count("/")
+    if len(segments) <= above or unquote("/".join(segments[:above])) != unquote(top[:-1]):
+        return None
+    return "/".join(segments[above:])
 
 
 def _joined(url: str, href: str) -> tuple[str, str, str] | None:

@@ -190,7 +190,8 @@ class S3Archive:
                 )
             if wanted and found != wanted:
                 raise StaleContent(f"GET {entry.key}: has changed on the server", "list the directory again")
-            return checked_body(reply, entry, start, stop, found or reply.headers.get("Last-Modified", ""))
+            dated = reply.headers.get("Last-Modified", "")
+            return checked_body(reply, entry, start, stop, found or dated, stored=True)
         except BaseException:
             reply.close()
             raise

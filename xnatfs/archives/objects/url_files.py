@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.account import Guest
-from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
+from xnatfs.archives.http.body import checked_body, http_time_ns, is_compressed, is_page
 from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.reply import content_length
 from xnatfs.config import HttpConfig
@@ -84,7 +84,7 @@ class UrlFiles:
             if reply.status == 200 and is_page(reply.headers, entry):
                 raise client.page_reply(f"GET {entry.name}")
             validator = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
-            return checked_body(reply, entry, start, stop, validator)
+            return checked_body(reply, entry, start, stop, validator, stored=is_compressed(entry.name))
         except BaseException:
             reply.close()
             raise

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.account import Guest
-from xnatfs.archives.http.body import checked_body, http_time_ns, is_page
+from xnatfs.archives.http.body import checked_body, http_time_ns, is_compressed, is_page
 from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.numbers import whole_number
 from xnatfs.archives.objects.index_page import entries_of
@@ -85,7 +85,7 @@ class WebTreeArchive:
             validator = _validator(reply.headers)
             if entry.version.startswith(ANSWERED) and entry.version != ANSWERED + validator:
                 raise StaleContent(f"GET {entry.key}: has changed on the server", "list the directory again")
-            return checked_body(reply, entry, start, stop, validator)
+            return checked_body(reply, entry, start, stop, validator, stored=is_compressed(entry.name))
         except BaseException:
             reply.close()
             raise
