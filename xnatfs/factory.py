@@ -138,17 +138,23 @@ def open_claims(config: Config) -> Claims | None:
     return None if config.cache.directory is None else FileClaims(config.cache.directory)
 
 
-def open_upkeep(settings: CacheConfig) -> StoreUpkeep:
-    """The block store of a directory, to be looked after in place of being read.
+def open_upkeep(settings: CacheConfig) -> StoreUpkeep | None:
+    """The block store of a directory, to be looked after in place of being read. None where no cache has been: looking
+    must not make one, nor close somebody's directory to others.
 
     Raises:
         UsageError: there is no directory.
     """
-    from xnatfs.blocks.upkeep import StoreUpkeep
+    from xnatfs.blocks.upkeep import DATABASE, StoreUpkeep
 
     if settings.directory is None:
         raise UsageError("there is no cache directory", "give --cache-dir")
-    return StoreUpkeep(settings.directory, settings.limit_bytes - listings_limit(settings), settings.min_free)
+    directory = settings.directory
+    used = any((directory / name).exists() for name in (DATABASE, LISTINGS))
+    refused = directory.exists() and (not directory.is_dir() or directory.stat().st_mode & 0o022)  # by the store
+    if not (used or refused):
+        return None
+    return StoreUpkeep(directory, settings.limit_bytes - listings_limit(settings), settings.min_free)
 
 
 def all_listings(settings: CacheConfig) -> ListingStore:

@@ -102,6 +102,14 @@ def test_looking_at_a_cache_that_is_not_there_makes_none(tmp_path: Path) -> None
     for word in ("info", "verify", "clear"):
         assert xnatfs("cache", word, "--cache-dir", str(nowhere), environment=environment).returncode == 0
     assert not nowhere.exists()
+    somebodys = tmp_path / "photos"
+    (somebodys / "ab").mkdir(parents=True)
+    (somebodys / "ab" / f"{'0' * 30}-100000-0").write_text("mine")
+    somebodys.chmod(0o755)
+    for word in ("info", "verify", "clear"):
+        assert xnatfs("cache", word, "--cache-dir", str(somebodys), environment=environment).returncode == 0
+    assert stat.S_IMODE(somebodys.stat().st_mode) == 0o755
+    assert [path.name for path in sorted(somebodys.rglob("*"))] == ["ab", f"{'0' * 30}-100000-0"]
 
 
 def test_a_cache_others_can_write_to_is_refused_with_a_reason(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from xxhash import xxh3_64_intdigest
 
+from xnatfs.blocks.books import DATABASE as DATABASE
 from xnatfs.blocks.disk import ROWS_PER_TRANSACTION, DiskBlocks
 from xnatfs.blocks.format import SUM, Damaged, Place, check, is_empty, place_of_name, places_in
 from xnatfs.errors import XnatfsError

@@ -112,7 +112,7 @@ def cache() -> None:
 
 @contextmanager
 def _opened(settings: Settings) -> Iterator[StoreUpkeep | None]:
-    """The store, or None where there is none yet: looking must not make one.
+    """The store, or None where there is none yet.
 
     Raises:
         XnatfsError: it is there and cannot be used.
@@ -120,10 +120,10 @@ def _opened(settings: Settings) -> Iterator[StoreUpkeep | None]:
     from xnatfs.factory import open_upkeep
 
     directory: Path = settings.cache_dir
-    if not directory.exists():
+    store = open_upkeep(_config(settings))
+    if store is None:
         yield None
         return
-    store = open_upkeep(_config(settings))
     try:
         yield store
     except sqlite3.Error as exc:
