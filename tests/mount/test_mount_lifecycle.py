@@ -208,6 +208,22 @@ def test_a_mount_point_given_relative_or_through_a_link_is_the_same(room: Room) 
 # --- mounts that must not be ------------------------------------------------------------------------------------------
 
 
+def test_mount8_mounts_by_its_helper_with_the_options_of_fstab(room: Room) -> None:
+    room.path.joinpath("key").write_text("demo\ndemo\n")
+    room.path.joinpath("key").chmod(0o600)
+    helper = room.path / "mount.xnatfs"
+    helper.write_text(f"#!{sys.executable}\nimport sys; from xnatfs.cli.main import main; sys.exit(main())\n")
+    helper.chmod(0o700)
+    options = f"rw,dev,suid,names=id,credentials={room.path / 'key'},cache_dir={room.path / 'cache'}"
+    command = [helper, f"{room.source}#/DEMO", room.mnt, "-o", options]
+    environment = {name: value for name, value in room.environment.items() if not name.startswith("XNAT")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (room.mnt / "XNAT_S00001").is_dir()
+    assert room.umount().returncode == 0
+    room.assert_left()
+
+
 def test_a_mount_point_with_something_in_it_is_refused(room: Room) -> None:
     (room.mnt / "thesis.tex").touch()
     done = room.mount()

@@ -13,6 +13,7 @@ import pytest
 from xnatfs import __version__
 from xnatfs.cli import inspect
 from xnatfs.cli.main import COMMANDS, LazyGroup, cli, exit_code_for, hint_for, main
+from xnatfs.cli.mount8 import mount_arguments
 from xnatfs.cli.options import MESSAGES, SERVER, Invocation, Settings, with_options
 from xnatfs.errors import (
     AccessDenied,
@@ -54,6 +55,48 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setitem(COMMANDS, "fail", (__name__, "fail", "Fail as asked."))
+
+
+SOURCE = "https://host/x#/P a"
+
+
+@pytest.mark.parametrize(
+    ("called", "meant"),
+    [
+        (("/sbin/mount.xnatfs", SOURCE, "/m", "-o", "rw,a=b"), ["mount", "-o", "rw,a=b", "--", SOURCE, "/m"]),
+        (("mount.xnatfs", "-o", "ro", SOURCE, "/m", "-o", "x"), ["mount", "-o", "ro", "-o", "x", "--", SOURCE, "/m"]),
+        (("mount.fuse.xnatfs", SOURCE, "/m", "-snv", "-t", "xnatfs"), ["mount", "-v", "--", SOURCE, "/m"]),
+        (("mount.xnatfs", SOURCE, "/m", "-f"), []),
+        (("xnatfs", SOURCE, "/m", "-o", "rw,dev,suid"), ["mount", "-o", "rw,dev,suid", "--", SOURCE, "/m"]),
+        (("xnatfs", "mount", SOURCE, "-o", "ro"), None),
+        (("xnatfs", SOURCE, "/m"), None),
+        (("xnatfs", "-v"), None),
+    ],
+)
+def test_what_mount8_and_fuses_helper_call_is_the_command_mount(called: tuple[str, ...], meant: list[str]) -> None:
+    assert mount_arguments(called[0], called[1:], COMMANDS) == meant
+
+
+@pytest.mark.parametrize("called", [("/m",), (SOURCE, "/m", "x"), (SOURCE, "/m", "-N", "7"), (SOURCE, "/m", "-o")])
+def test_a_helper_called_wrongly_is_told_how_it_is_called(
+    called: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/sbin/mount.xnatfs", *called])
+    assert main() == 2
+    first, hint = capsys.readouterr().err.splitlines()
+    assert first.startswith("xnatfs: mount.xnatfs: ")
+    assert hint == "hint: mount.xnatfs SOURCE MOUNTPOINT [-v] [-o KEY=VALUE[,...]]"
+
+
+@pytest.mark.parametrize("command", ["umount", "status", "demo", "mount"])
+def test_an_empty_mount_point_is_not_the_directory_one_is_in(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, *(["https://host.invalid"] if command == "mount" else []), ""]) == 2
+    assert "it is empty" in capsys.readouterr().err
+
+
+def test_source_and_mount_point_the_wrong_way_round_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mount", "here", "https://host.invalid"]) == 2
+    assert "SOURCE comes first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,9 @@ def test_an_unknown_pair_key_is_refused_without_its_value() -> None:
 
 
 def test_pairs_take_what_mount_and_fstab_write() -> None:
-    given = parse_pairs(["ro,_netdev,noauto,user,nosuid,nodev,defaults,x-systemd.automount", "allow_other,uid=1000"])
+    given = parse_pairs(
+        ["rw,dev,suid,_netdev,noauto,sync,defaults,default_permissions,x-systemd.automount", "allow_other,uid=1000"]
+    )
     assert given == {"allow-other": "1", "uid": "1000"}
 
 

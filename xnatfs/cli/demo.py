@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import click
 
 from xnatfs.cli.main import INTERRUPTED, report_error
-from xnatfs.cli.options import MESSAGES, OptionsCommand, Settings, load_settings, with_options
+from xnatfs.cli.options import MESSAGES, MountPoint, OptionsCommand, Settings, load_settings, with_options
 from xnatfs.cli.owned import Mount, Stopped, ignore_signals, mount_directory, mounted, signals_raise
 from xnatfs.cli.sources import parse_source
 from xnatfs.config import MIB, Config, Credentials
@@ -42,7 +42,7 @@ CHECKED_SIZE = 8 * MIB  # --check reads the largest image file of at most this m
 
 
 @click.command(cls=OptionsCommand)
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=MountPoint())
 @click.option("--check", is_flag=True, help="Mount, list, read and compare a file, unmount: for scripts.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The server's port; 0 takes a free one.")
 @with_options(MESSAGES)

@@ -93,6 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; failures are one line on stderr, and a hint where there is one."""
     invocation = Invocation()
     try:
+        if arguments is None:
+            from xnatfs.cli.mount8 import mount_arguments
+
+            called = mount_arguments(sys.argv[0], sys.argv[1:], COMMANDS)
+            if called == []:
+                return 0
+            arguments = called
         code = cli.main(args=arguments, prog_name="xnatfs", obj=invocation, standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

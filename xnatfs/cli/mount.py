@@ -12,7 +12,7 @@ import click
 
 from xnatfs.cli import daemon
 from xnatfs.cli.credentials import config_for
-from xnatfs.cli.options import CACHE, MESSAGES, MOUNT, SERVER, VIEW, OptionsCommand, Settings, with_options
+from xnatfs.cli.options import CACHE, MESSAGES, MOUNT, SERVER, VIEW, MountPoint, OptionsCommand, Settings, with_options
 from xnatfs.config import Config
 from xnatfs.errors import XnatfsError
 
@@ -25,7 +25,7 @@ START_SLACK_S = 30.0  # beyond two timeouts of the server, for imports on a busy
 
 @click.command(cls=OptionsCommand)
 @click.argument("source")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=MountPoint())
 @with_options(SERVER, VIEW, CACHE, MOUNT, MESSAGES)
 def mount(source: str, mountpoint: Path, settings: Settings) -> int:
     """Mount an archive as a read-only folder.
@@ -37,7 +37,7 @@ def mount(source: str, mountpoint: Path, settings: Settings) -> int:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=MountPoint())
 def umount(mountpoint: Path) -> int:
     """Unmount it.
 

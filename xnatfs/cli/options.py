@@ -71,10 +71,12 @@ MESSAGES = "Messages"
 # and nodev anyway). "user" without a value means "users may mount this"; "user=NAME" is the option --user.
 MOUNT_WORDS = frozenset(
     (
-        *("ro", "rw", "defaults", "auto", "noauto", "nofail", "_netdev", "async"),
+        *("ro", "rw", "defaults", "auto", "noauto", "nofail", "_netdev", "async", "sync", "dirsync"),
         *("user", "nouser", "users", "owner", "group"),
         *("suid", "nosuid", "dev", "nodev", "exec", "noexec"),
-        *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"),
+        *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime"),
+        *("lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand", "silent", "loud"),
+        *("default_permissions", "auto_unmount"),  # which libfuse is given, or does, in any case
     )
 )
 
@@ -474,6 +476,20 @@ class GroupedOption(click.Option):
     """A click option that remembers the heading it is listed under."""
 
     group = ""
+
+
+class MountPoint(click.Path):
+    """A directory to mount at. An empty word, as a script's unset variable leaves it, is not the one we are in."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty", param, ctx)
+        if "://" in str(value):
+            self.fail(f"{value!r} is no directory; SOURCE comes first", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class OptionsCommand(click.Command):

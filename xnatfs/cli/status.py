@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from xnatfs.cli import daemon
+from xnatfs.cli.options import MountPoint
 from xnatfs.cli.text import size_text, span_text
 from xnatfs.config import Config
 from xnatfs.errors import XnatfsError
@@ -23,7 +24,7 @@ from xnatfs.stats import Stats
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=MountPoint())
 @click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON array.")
 def status(mountpoint: Path | None, as_json: bool) -> int:
     """Show what is mounted and how it is doing.
