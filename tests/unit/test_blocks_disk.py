@@ -26,6 +26,7 @@ from xnatfs.blocks import disk as disk_module
 from xnatfs.blocks.base import BlockKey
 from xnatfs.blocks.disk import DiskBlocks
 from xnatfs.blocks.format import BLOCKS_IN_FILE, HEADER_BYTES, on_disk, place_of, tag_of
+from xnatfs.buffers import BufferPool
 from xnatfs.model import ContentId
 
 KIB, MIB = 1024, 1024 * 1024
@@ -1013,3 +1014,30 @@ def test_a_block_removed_alone_from_a_file_kept_open_is_a_miss_and_can_come_back
     assert kept(store, "a", 3) == 2
     fill(store, "a", 3)
     assert kept(store, "a", 3) == 3
+
+
+class _Interrupted(BufferPool):
+    """Memory to read a block into, asked for between its header and its bytes: that is when something happens."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        super().__init__(UNIT, 1)
+        self.happens = happens
+
+    def take(self, size: int) -> bytearray:
+        self.happens()
+        return super().take(size)
+
+
+def test_a_block_evicted_between_its_header_and_its_bytes_is_a_miss_and_no_damage(directory: Path) -> None:
+    def evict() -> None:
+        for number in range(1, 100):
+            store.put(key("a", number), bytes_of(key("a", number)))
+
+    memory = _Interrupted(evict)
+    store = DiskBlocks(directory, 4 * MIB, 0.0, memory)
+    store.hold(content("a"))  # single blocks of it are evicted, its file stays
+    store.put(key("a"), bytes_of(key("a")))
+    assert store.get(key("a")) is None
+    memory.happens = lambda: None
+    assert kept(store, "a", 100) >= 40
+    store.close()

@@ -188,7 +188,12 @@ def read_span(
     if header == bytes(len(header)):
         return None
     known = _checked_header(header, tag_of(key.content), key.number, key.unit)
-    data = _span(file.fd, place, known, key.unit, start, stop, buffers)
+    try:
+        data = _span(file.fd, place, known, key.unit, start, stop, buffers)
+    except Damaged:
+        if is_empty(file.fd, place):  # evicted between its header and its bytes, which is no damage
+            return None
+        raise
     file.headers[place.offset] = known
     return data
 
@@ -223,7 +228,12 @@ def check(fd: int, place: Place) -> int | None:
     if header == bytes(len(header)):
         return None
     length, sums = _checked_header(header, tag, int(number, 16), int(unit, 16))
-    _verified(fd, place, _chunk_bytes(int(unit, 16)), sums, 0, length)
+    try:
+        _verified(fd, place, _chunk_bytes(int(unit, 16)), sums, 0, length)
+    except Damaged:
+        if is_empty(fd, place):  # as in read_span
+            return None
+        raise
     return length
 
 
