@@ -48,6 +48,17 @@ def test_a_directory_larger_than_the_kernels_buffer_lists_whole_and_once(shared:
     assert os.listdir(shared.path / "many") == expected
 
 
+def test_an_open_directory_that_is_read_again_lists_what_is_there_now(own: FakeMount) -> None:
+    directory = os.open(own.path / "many", os.O_RDONLY)
+    try:
+        assert len(os.listdir(directory)) == MANY
+        own.tell("add", "/many/late", "here")
+        assert "late" in os.listdir(directory)  # as after rewinddir
+        assert own.calls()["listdir"] == 2
+    finally:
+        os.close(directory)
+
+
 def test_types_come_with_the_names_and_cost_no_look_up(own: FakeMount) -> None:
     before = own.calls()["lookup"]
     types = {entry.name: entry.is_dir(follow_symlinks=False) for entry in os.scandir(own.path)}

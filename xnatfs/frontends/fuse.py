@@ -70,7 +70,7 @@ class _OpenFile(NamedTuple):
 
 
 class _OpenDirectory:
-    __slots__ = ("children", "has_files_only", "node", "path", "wanted")
+    __slots__ = ("begun", "children", "has_files_only", "node", "path", "wanted")
 
     def __init__(self, path: str, node: Node, children: Sequence[Node]) -> None:
         self.path = path  # "" for the root
@@ -78,6 +78,7 @@ class _OpenDirectory:
         self.children = children
         self.has_files_only = isinstance(children, PlainFiles) or not any(node.is_dir for node in children)
         self.wanted = Wanted.ALL  # until the kernel asks for attributes
+        self.begun = False  # its first page has been asked for
 
 
 class Operations:
@@ -179,13 +180,19 @@ class Operations:
 
     def opendir(self, path: str) -> int:
         """A handle on the directory as it is now: paging through it is not disturbed by a refreshed listing."""
-        directory = _OpenDirectory(path.rstrip("/"), self._vfs.lookup(path), self._vfs.listdir(path))
         fh = next(self._numbers)
-        self._directories[fh] = directory
+        self._directories[fh] = self._directory(path)
         return fh
+
+    def _directory(self, path: str) -> _OpenDirectory:
+        return _OpenDirectory(path.rstrip("/"), self._vfs.lookup(path), self._vfs.listdir(path))
 
     def page(self, fh: int, start: int, with_attributes: bool) -> Page | None:
         directory = self._directories[fh]
+        if not start:
+            if directory.begun:  # rewinddir: from then on it is the directory as it is now
+                directory = self._directories[fh] = self._directory(directory.path or "/")
+            directory.begun = True
         children = directory.children
         first = max(start - DOTS, 0)
         if start >= DOTS and first >= len(children):
