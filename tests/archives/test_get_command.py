@@ -111,6 +111,14 @@ def test_a_slash_at_the_end_of_the_destination_means_a_directory(user: User) -> 
         assert list(copied(user.dest)) == ["subjects.csv"]
 
 
+def test_a_path_without_its_mark_and_an_empty_destination_are_told_in_two_lines(user: User, project: str) -> None:
+    for source, dest, code in [(f"{user.server.url}/{project}", "copy", 4), (f"{user.server.url}#/{project}", "", 2)]:
+        done = xnatfs("get", source, dest, environment=user.environment)
+        said = done.stderr.splitlines()
+        assert (done.returncode, len(said), said[1][:5]) == (code, 2, "hint:"), done.stderr
+    assert "follows a #" in xnatfs("ls", f"{user.server.url}/{project}", environment=user.environment).stderr
+
+
 def test_a_directory_onto_a_file_is_refused_in_one_line(user: User, project: str) -> None:
     user.dest.write_text("mine")
     done = user.get(project)

@@ -67,7 +67,10 @@ def get(source: str, dest: str, jobs: int, dry_run: bool, report: Path | None, s
     with Archives(settings, fresh=True) as archives:  # a copy is of what is there now
         place = archives.locate(source)
         top = place.vfs.lookup(place.path)
-        found = _to_copy(place, top, _target(place, top, dest))
+        target = _target(place, top, dest)
+        if top.is_dir:
+            place.vfs.listdir(place.path)  # when that fails nothing can be copied, now or by running it again
+        found = _to_copy(place, top, target)
         summary = _run("copying", found, jobs, dry_run)
     return _conclude("get", summary, dry_run, report, {"source": source, "dest": dest})
 
@@ -94,8 +97,10 @@ def _target(place: Place, top: Node, dest: str) -> Path:
     """Where the top of a copy goes.
 
     Raises:
-        UsageError: there is a file, and a directory is to be copied.
+        UsageError: nowhere; or there is a file, and a directory is to be copied.
     """
+    if not dest:
+        raise UsageError("get: DEST is empty", "for the directory where you are: .")
     target = Path(dest)
     if not top.is_dir:
         return target / top.name if dest.endswith("/") or target.is_dir() else target

@@ -227,7 +227,7 @@ class XnatLogin:
         try:
             raise_for_status(status, response.headers, what)
         except (NotFound, AccessDenied, UnexpectedReply) as error:
-            hint = "check the address and its path"
+            hint = "check the address and its path; what lies in the archive follows a #, as in https://host#/PROJECT"
             raise UnexpectedReply(f"{what}: status {status}: not an XNAT server?", hint) from error
         except Unavailable:
             raise
