@@ -102,7 +102,7 @@ def test_the_command_sees_no_password(room: Room) -> None:
     assert "demo" not in {line.partition("=")[2] for line in out.splitlines() if "PASS" in line}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_reaches_the_command_which_may_end_in_its_own_way(room: Room, number: signal.Signals) -> None:
     shell = f"trap 'echo stopped; exit 3' {number - 0}; echo ready; while :; do sleep 0.05; done"
     with room.start("--", "sh", "-c", shell) as process:

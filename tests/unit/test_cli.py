@@ -217,6 +217,11 @@ def test_config_show_prints_key_value_and_origin(
     assert rows["proxy"] == ["http://***@proxy:3128", str(path)]
 
 
+def test_without_standard_streams_a_command_ends_as_it_does_with_them() -> None:
+    shell = f"{sys.executable} -m xnatfs config show <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", shell], check=False).returncode == 0
+
+
 def test_a_closed_standard_output_ends_quietly() -> None:
     command = (
         f'{sys.executable} -c \'import sys; from xnatfs.cli.main import main; sys.exit(main(["config", "show"]))\''

@@ -6,6 +6,7 @@ Runs in the main thread.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,19 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _NOT_LOGGED_IN = ("anonymous", "--anonymous")
 _LOCKING = "accounts lock after repeated failures: check user and password before trying again"
+
+
+def _open_standard_streams() -> None:
+    """Open on /dev/null what the caller has closed (``>&-``): Python has no stream for it then, and the next file to be
+    opened, a database of the cache say, would get the number that messages are written to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    sys.stdin = sys.stdin or os.fdopen(os.open(os.devnull, os.O_RDWR))
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDWR), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_RDWR), "w")
 
 
 class LazyGroup(click.Group):
@@ -92,6 +106,7 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; failures are one line on stderr, and a hint where there is one."""
     invocation = Invocation()
+    _open_standard_streams()
     try:
         if arguments is None:
             from xnatfs.cli.mount8 import mount_arguments

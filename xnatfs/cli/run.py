@@ -28,6 +28,9 @@ VARIABLE = "XNATFS_MOUNT"
 BY_SIGNAL = 128  # plus its number, as shells report it
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # likewise
 
+HANDED_ON = (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals for the command. Batch systems send the latter two ahead of a time limit, to whoever they know."""
+
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h; the terminal's Ctrl-C, which reaches the command by itself
 
 
@@ -68,7 +71,7 @@ def environment_for(place: Path) -> dict[str, str]:
 
 def run_and_wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Start a command, hand on what signals it is sent by way of us, and return its exit code as a shell would."""
-    watched = {*STOP_SIGNALS, signal.SIGCHLD}
+    watched = {*HANDED_ON, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
 
     def as_before() -> None:
@@ -84,7 +87,8 @@ def run_and_wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
         report_error(f"run: {command[0]}: {exc.strerror}")
         return NOT_FOUND if isinstance(exc, FileNotFoundError) else NOT_EXECUTABLE
     finally:
-        ignore_signals()
+        for number in HANDED_ON:
+            signal.signal(number, signal.SIG_IGN)
         as_before()
     code = process.returncode
     return BY_SIGNAL - code if code < 0 else code
