@@ -283,6 +283,15 @@ def test_a_listing_larger_than_the_bound_is_kept_alone(clock: Clock) -> None:
     assert archive.calls["children"] == 1
 
 
+def test_a_path_through_listings_larger_than_the_bound_is_asked_for_once(clock: Clock) -> None:
+    many: dict[str, bytes] = {f"{n}": b"" for n in range(100)}
+    archive = MemoryArchive({"P": {"S": many, **many}})
+    listings = cached(archive, clock, memory_entries=40)
+    for _ in range(3):
+        below(listings, below(listings, below(listings, archive.root())["P"])["S"])
+    assert archive.calls["children"] == 3
+
+
 def test_an_answer_without_the_directory_asked_for_is_an_error_and_no_empty_directory(clock: Clock) -> None:
     archive = MemoryArchive({"P": {}})
     archive.children = lambda directory: Listing(directory.listing, {})  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from heapq import nlargest
 
 from xnatfs import callers
 from xnatfs.archives.base import Archive
@@ -52,7 +53,7 @@ class ListingCache:
     next caller asks again and waits for the answer, ``PATIENCE_S`` at most; others are served the old one until it is
     there. If the archive does not answer (``Unavailable``) old ones serve on, with one warning for the outage. Any
     other failure is the caller's, and nothing old is served: the directory may be gone or closed to this user. Beyond
-    ``memory_entries`` the least recently used listings go.
+    ``memory_entries`` the least recently used listings go, but not what one path needs (``_limit``).
 
     Args:
         store: Keeps listings between mounts; None: nothing does.
@@ -389,8 +390,19 @@ class ListingCache:
             self._held[held.listing.id] = held
             self._weight += held.weight
         self._held.move_to_end(held.listing.id)
-        while self._weight > self._config.memory_entries and len(self._held) > 1:
-            self._drop(next(iter(self._held)))
+        if self._weight > self._config.memory_entries:
+            limit = self._limit()
+            while self._weight > limit and len(self._held) > 1:
+                self._drop(next(iter(self._held)))
+
+    def _limit(self) -> int:
+        """Under _lock. Entries in memory at most; more where a path leads through listings that fill it alone.
+
+        A file of a long session in a long project takes both, and the few above them, again with each call: where one
+        drove out the other, every call had seconds of work, and requests where nothing is stored.
+        """
+        long = nlargest(2, (held.weight for held in self._held.values()))
+        return max(self._config.memory_entries, sum(long) + self._config.memory_entries // 4)
 
     def _drop(self, listing_id: str) -> None:
         """Under _lock."""
