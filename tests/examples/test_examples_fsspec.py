@@ -79,7 +79,7 @@ def test_the_batch_script_is_sound_and_runs_without_its_scheduler(server: DemoSe
 
 @pytest.mark.fuse
 def test_a_task_of_the_batch_script_gets_its_subject(server: DemoServer, tmp_path: Path) -> None:
-    extra = {"SLURM_ARRAY_TASK_ID": "1", "USER": "mary", "SLURM_TMPDIR": str(tmp_path)}
+    extra = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_TMPDIR": str(tmp_path)}  # no USER, as with sbatch --export=NONE
     shown = run(EXAMPLES / "slurm_array.sbatch", server.url, "DEMO", "ls", room=tmp_path, extra=extra)
     assert "DEMO_002_MR1" in shown.split()
     assert [path for path in mount_points() if path.startswith(str(tmp_path))] == []
