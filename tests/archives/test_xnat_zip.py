@@ -95,6 +95,7 @@ def named(archive: XnatArchive, path: str) -> Entry:
         ("a.jar!inner", True),
         ("a*", True),
         ("nul\0", True),
+        ("line\nbreak", True),
     ],
 )
 def test_the_names_that_a_path_cannot_reach_are_known(path: str, refused: bool) -> None:

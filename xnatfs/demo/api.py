@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ _TYPES = {
     "xml": "text/xml",
 }
 _OFFERED = {"application/json", "text/html", "text/xml", "application/xml", "image/jpeg"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ZIP_MARKS = (".zip!", ".zip/", ".jar!", ".jar/")
 # One grey pixel, as small as a baseline JPEG gets.
 _PIXEL_JPEG = base64.b64decode(
@@ -402,7 +404,7 @@ def _file_reply(question: Question, holder: Holder, file: File) -> Reply:
         "Content-Type": _TYPES.get(extension, "application/octet-stream"),
         "Last-Modified": formatdate(file.mtime_s, usegmt=True),
         "Cache-Control": "must-revalidate",
-        "Content-Disposition": f'attachment; filename="{name}";',
+        "Content-Disposition": f'attachment; filename="{_CONTROL.sub(" ", name)}";',  # as Tomcat does
         "Vary": "Accept-Charset, Accept-Encoding, Accept-Language, Accept",
     }
     if _since(question.headers.get("If-Unmodified-Since"), file.mtime_s) is False:

@@ -1,7 +1,8 @@
 """Files that XNAT's firewall refuses by path, read as a member of a zip of their folder or resource.
 
 XNAT's web stack turns away any URL with an encoded ``%``, ``/``, ``\\`` or ``;``, with ``//`` or with ``.`` and ``..``
-segments; XNAT itself takes ``x.zip/`` for a look inside a zip file, and ``*`` for a pattern. Listings have them all.
+segments, in later versions one with a line break; XNAT itself takes ``x.zip/`` for a look inside a zip file, and ``*``
+for a pattern. Listings have them all.
 Knows nothing of listings, logins and caches. Safe to call from any thread; a body belongs to one, ``close`` to all.
 """
 
@@ -30,7 +31,7 @@ QUERY = {"format": "zip", "compression": "0"}
 """Stored, which is XNAT's default too: with its size and CRC before each member."""
 
 _REFUSED = re.compile(
-    r"[%\\;*\0]"
+    r"[%\\;*\x00-\x1f\x7f\u2028\u2029]"
     r"|//|(?:^|/)\.{1,2}(?:/|$)"
     r"|\.(?:zip|jar|rar|ear|gar|mrb)[/!]",
     re.IGNORECASE,
