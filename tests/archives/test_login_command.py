@@ -78,6 +78,15 @@ def test_a_wrong_password_is_tried_once_and_nothing_is_stored(server: DemoServer
     server.switch(unlock=True)
 
 
+def test_a_token_that_could_not_be_kept_is_not_asked_for(server: DemoServer, home: Path) -> None:
+    environment = user_environment(home, "demo", "demo")
+    home.joinpath(".config").write_text("a file where a directory should be")
+    done = xnatfs("login", server.url, environment=environment)
+    assert done.returncode == 3
+    assert "cannot hold tokens" in done.stderr
+    assert server.settled_log()["requests"] == []
+
+
 def test_user_and_password_can_be_piped(server: DemoServer, home: Path) -> None:
     command = [sys.executable, "-m", "xnatfs", "login", server.url]
     environment = user_environment(home, None, None)

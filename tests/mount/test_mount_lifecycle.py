@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -206,6 +207,16 @@ def test_a_mount_point_given_relative_or_through_a_link_is_the_same(room: Room) 
 
 
 # --- mounts that must not be ------------------------------------------------------------------------------------------
+
+
+def test_a_caller_without_standard_streams_mounts_and_unmounts(room: Room) -> None:
+    command = [sys.executable, "-m", "xnatfs", "mount", "--cache-dir", str(room.path / "cache"), room.source]
+    for arguments in (["mount", *command[4:], str(room.mnt)], ["umount", str(room.mnt)]):
+        words = shlex.join([*command[:3], *arguments])
+        script = f"exec {words} <&- >&- 2>&-"
+        assert subprocess.run(["sh", "-c", script], env=room.environment, timeout=60, check=False).returncode == 0
+        assert is_mounted(room.mnt) == (arguments[0] == "mount")
+    room.assert_left()
 
 
 def test_mount8_mounts_by_its_helper_with_the_options_of_fstab(room: Room) -> None:

@@ -214,6 +214,21 @@ def test_an_open_netrc_without_this_host_does_not_stand_in_the_way(tmp_path: Pat
     assert find(tmp_path) == (None, None, "anonymous")
 
 
+def test_what_an_anonymous_connection_of_pyxnat_saved_is_no_password(tmp_path: Path) -> None:
+    saved = {"server": HOST, "user": None, "password": None}
+    private(tmp_path / ".xnat.cfg", json.dumps(saved))
+    assert find(tmp_path) == (None, None, "anonymous")
+    with pytest.raises(CredentialsError, match="holds no password"):
+        find(tmp_path, credentials=str(tmp_path / ".xnat.cfg"))
+
+
+def test_a_variable_that_is_not_text_is_named_and_not_repeated(tmp_path: Path) -> None:
+    environ = {"XNAT_USER": "mary", "XNAT_PASS": "s3cret\udcff"}
+    with pytest.raises(CredentialsError, match="XNAT_USER and XNAT_PASS: not UTF-8 text") as caught:
+        find(tmp_path, environ=environ)
+    assert "s3cret" not in str(caught.value) and caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
 def test_another_tools_xnat_cfg_does_not_stand_in_the_way(tmp_path: Path) -> None:
     private(tmp_path / ".xnat.cfg", "[xnat]\nserver = https://xnat.example.org\n")
     assert find(tmp_path) == (None, None, "anonymous")

@@ -13,7 +13,7 @@ import time
 
 import click
 
-from xnatfs.cli.credentials import token_credentials, warn_if_in_clear
+from xnatfs.cli.credentials import environment_login, token_credentials, warn_if_in_clear
 from xnatfs.cli.options import MESSAGES, SERVER, OptionsCommand, Settings, default_token_path, with_options
 from xnatfs.cli.sources import is_xnat, parse_source
 from xnatfs.cli.tokens import StoredToken, TokenFile
@@ -35,6 +35,9 @@ def login(server: str, settings: Settings) -> None:
     from xnatfs.factory import open_server
 
     source = _server(server)
+    tokens = TokenFile(default_token_path())
+    with tokens.alone():
+        pass  # a token that could not be kept would live on at the server, so its place is tried first
     credentials = _asked(source, settings.user)
     warn_if_in_clear(source, credentials)
     archive = open_server(settings.config(source, credentials))
@@ -42,7 +45,7 @@ def login(server: str, settings: Settings) -> None:
     token = StoredToken(
         source.url, issued.user or credentials.user or "", issued.alias, issued.secret, time.time(), issued.until_s
     )
-    TokenFile(default_token_path()).put(token)
+    tokens.put(token)
     click.echo(f"Logged in to {source.url} as {token.user}; {lasts(token)}.")
 
 
@@ -112,7 +115,7 @@ def _asked(source: Source, user: str | None) -> Credentials:
         return Credentials(asked, click.prompt(f"Password of {asked}", hide_input=True, err=True), "the terminal")
     name, secret = os.environ.get("XNAT_USER"), os.environ.get("XNAT_PASS")
     if name and secret and user in (None, name):
-        return Credentials(name, secret, "XNAT_USER and XNAT_PASS")
+        return environment_login(name, secret, "XNAT_USER and XNAT_PASS")
     lines = [] if sys.stdin is None else sys.stdin.read(8192).splitlines()
     if user is not None and len(lines) == 1:
         lines = [user, *lines]

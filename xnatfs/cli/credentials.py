@@ -173,8 +173,21 @@ def _from_environment(source: Source, user: str | None, environ: Mapping[str, st
     for prefix in ("XNATPY", "XNAT"):
         name, secret = environ.get(f"{prefix}_USER"), environ.get(f"{prefix}_PASS")
         if name and secret and user in (None, name):
-            return Credentials(name, secret, f"{prefix}_USER and {prefix}_PASS")
+            return environment_login(name, secret, f"{prefix}_USER and {prefix}_PASS")
     return None
+
+
+def environment_login(name: str, secret: str, origin: str) -> Credentials:
+    """What two variables hold, which need not be text.
+
+    Raises:
+        CredentialsError: they are not.
+    """
+    try:
+        (name + secret).encode()
+    except UnicodeEncodeError:
+        raise CredentialsError(f"{origin}: not UTF-8 text") from None
+    return Credentials(name, secret, origin)
 
 
 def _from_tokens(tokens: TokenFile, source: Source, user: str | None, *, ended: bool) -> Credentials | None:
@@ -412,13 +425,14 @@ def _parse_json(secrets: _SecretsFile) -> list[_Login]:
 
     try:
         document = json.loads(secrets.text)
-        server, user, secret = (str(document[key]) for key in ("server", "user", "password"))
+        server, user, secret = (document[key] for key in ("server", "user", "password"))
     except (ValueError, KeyError, TypeError):
         # Not chained: a JSON error carries the whole document.
         raise CredentialsError(
             f"{secrets.path}: is not pyxnat's JSON", 'write: {"server": "https://…", "user": "…", "password": "…"}'
         ) from None
-    return [_Login(server, user, secret)]
+    # What an anonymous connection of pyxnat saves has null for both.
+    return [_Login(str(server), str(user), str(secret))] if server and user and secret else []
 
 
 def _parse_json_if_it_is(secrets: _SecretsFile) -> list[_Login]:

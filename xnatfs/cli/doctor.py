@@ -205,6 +205,10 @@ def _runtime() -> Finding:
     if directory.exists() and (directory.stat().st_uid != os.geteuid() or directory.stat().st_mode & 0o077):
         hint = f"run: chmod 700 {directory}"
         return Finding("sessions", WARN, f"{directory} is not this user's alone: mounts will not share a login", hint)
+    place = next(each for each in (directory, *directory.parents) if each.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        hint = "set HOME, or XDG_RUNTIME_DIR, to a directory of yours"
+        return Finding("sessions", WARN, f"{directory} cannot be written: mounts will not share a login", hint)
     return Finding("sessions", OK, f"mounts share one login by {directory}")
 
 

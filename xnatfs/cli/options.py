@@ -385,7 +385,7 @@ def read_config_file(path: Path) -> dict[str, object]:
 
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where HOME is /dev/null, as some services have it
         return {}
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(f"config file {path}: cannot be read: {getattr(exc, 'strerror', exc)}") from exc

@@ -74,11 +74,17 @@ class TokenFile:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from changing the file; after ``LOCK_LIMIT_S`` go on regardless. Not to be nested."""
+        """Keep other processes from changing the file; after ``LOCK_LIMIT_S`` go on regardless. Not to be nested.
+
+        Raises:
+            CredentialsError: the directory cannot be written.
+        """
         self._make_private()
-        descriptor = os.open(
-            self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(self.path.with_suffix(".lock"), flags, 0o600)
+        except OSError as exc:
+            raise CredentialsError(f"{self.path.parent}: cannot hold tokens: {exc.strerror}") from exc
         try:
             deadline_s = time.monotonic() + LOCK_LIMIT_S
             while time.monotonic() < deadline_s:
