@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tests.helpers.trees import read_file
+from tests.helpers.trees import names, read_file
 from xnatfs.archives.objects.fsspec import FIRST_RANGE, FsspecArchive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, NotFound, StaleContent, TimedOut, Unavailable, UsageError
@@ -63,6 +64,19 @@ def test_a_folder_mounts_and_its_files_read(tmp_path: Path) -> None:
         assert read_file(vfs, "/d ü/large") == LARGE
         error_ns = vfs.lookup("/d ü/large").mtime_ns - (tmp_path / "d ü" / "large").stat().st_mtime_ns
         assert abs(error_ns) < 1000  # fsspec gives a time as a float
+
+
+def test_a_zip_mounts_down_to_its_last_directory(tmp_path: Path) -> None:
+    files = {"top": b"t", "d ü/large": LARGE, "d ü/deep/er/x": b"x"}
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+    config = Config(Source("zip", f"zip://::file://{tmp_path}/z.zip"), read=ReadConfig(idle_s=0.2))
+    with closing(open_vfs(config)) as vfs:
+        assert names(vfs, "/") == ["d ü", "top"]
+        assert names(vfs, "/d ü") == ["deep", "large"]
+        assert names(vfs, "/d ü/deep/er") == ["x"]
+        assert {name: read_file(vfs, f"/{name}") for name in files} == files
 
 
 def test_a_file_that_is_replaced_under_a_reader_is_stale_and_then_new(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class FsspecArchive:
                 options = who if self._credentials.user is not None else {}
                 # Its own listing cache would hide changes: our tree has one, with an age.
                 fs, path = fsspec.core.url_to_fs(self.id, use_listings_cache=False, skip_instance_cache=True, **options)
-                self._opened = fs, path.rstrip("/")
+                self._opened = fs, path.rstrip("/") or path[:1]
             return self._opened
 
     def _call(self, ask: Callable[[Any, str], T], what: str) -> T:
@@ -243,8 +243,9 @@ def _followed(fs: Any, row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _joined(top: str, key: str) -> str:
-    """A path in the file system; key is "" or begins with a slash."""
-    return f"{top}{key}" or "/"
+    """A path in the file system; key is "" or begins with a slash. That of a zip has no slash before the first name:
+    given one, fsspec lists each directory as its own child, without end."""
+    return f"{top}{key}" if top not in ("", "/") else top + key[1:]
 
 
 def _same(one: str, other: str) -> bool:
