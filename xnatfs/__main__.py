@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from xnatfs.cli.main import main
+
+def main() -> int:
+    """Run one command; Ctrl-C while its modules are loaded is the end of it like any later one."""
+    try:
+        from xnatfs.cli.main import main as run
+    except KeyboardInterrupt:
+        return 130
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

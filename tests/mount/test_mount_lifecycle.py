@@ -323,7 +323,8 @@ def test_ctrl_c_in_the_foreground_is_a_clean_end(server: DemoServer, tmp_path: P
         assert not is_mounted(mount.path)
 
 
-def test_ctrl_c_while_mounting_leaves_nothing(room: Room, server: DemoServer) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)])
+def test_a_signal_while_mounting_leaves_nothing(room: Room, server: DemoServer, number: int, code: int) -> None:
     server.fault("projects", "stall", times=None)
     try:
         command = [sys.executable, "-m", "xnatfs", "mount", "--cache-dir", str(room.path / "cache"), room.source]
@@ -332,9 +333,9 @@ def test_ctrl_c_while_mounting_leaves_nothing(room: Room, server: DemoServer) ->
         while len(processes_naming(room.mnt)) < 2 and time.monotonic() < deadline_s:
             time.sleep(0.02)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.communicate(timeout=20)
-        assert process.returncode == 130
+        assert process.returncode == code
         room.assert_left()
     finally:
         server.clear_faults()

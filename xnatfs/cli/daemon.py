@@ -19,6 +19,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from xnatfs import errors
@@ -54,14 +55,15 @@ def start(serve: Serve, log_file: Path | None, limit_s: float) -> int:
     if pid == 0:
         _run_child(serve, log_file, reading, writing, before)
     os.close(writing)
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        message = _await_message(reading, limit_s)
-    except BaseException:
-        _end(pid)
-        raise
-    finally:
-        os.close(reading)
+    with _signals_end_what_was_started():
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            message = _await_message(reading, limit_s)
+        except BaseException:
+            _end(pid)
+            raise
+        finally:
+            os.close(reading)
     if message.get("ready"):
         return 0
     code = _reap(pid, END_LIMIT_S)
@@ -71,6 +73,39 @@ def start(serve: Serve, log_file: Path | None, limit_s: float) -> int:
 
 
 # --- the parent -------------------------------------------------------------------------------------------------------
+
+
+class _Stopped(BaseException):
+    """A signal asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_end_what_was_started() -> Iterator[None]:
+    """Within, a signal that would end us on the spot (`timeout 10 xnatfs mount ...`) raises first, so that no child is
+    left that mounts later. What others handle or ignore is left to them."""
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+
+    def answer_with(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        for number in ours:
+            signal.signal(number, handler)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        answer_with(signal.SIG_IGN)
+        raise _Stopped(number)
+
+    answer_with(stop)
+    try:
+        yield
+    except _Stopped as stopped:
+        answer_with(signal.SIG_DFL)
+        os.kill(os.getpid(), stopped.number)
+        raise
+    finally:
+        answer_with(signal.SIG_DFL)
 
 
 def _await_message(reading: int, limit_s: float) -> dict[str, Any]:
