@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 from tests.helpers.server import DemoServer
 from tests.helpers.trees import run_together
 from xnatfs.archives.nbia.archive import NbiaArchive
+from xnatfs.archives.nbia.idc_index import PACKAGE
 from xnatfs.archives.nbia.manifest import parse_manifest
 from xnatfs.archives.nbia.tree import listing_id
 from xnatfs.blocks.memory import MemoryBlocks
@@ -565,6 +567,32 @@ def test_no_password_goes_to_a_server_that_only_the_manifest_names(tmp_path: Pat
 def test_a_manifest_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         NbiaArchive.from_config(Config(Source("tcia", str(tmp_path / "no.tcia"))), "test/1", None)
+
+
+class TestLinesThatAreNoUid:
+    @pytest.fixture
+    def expected_warnings(self) -> list[str]:
+        return [r"2 lines of its list are no UIDs, such as '1\.2\.\.3'"]
+
+    def test_they_are_told(self, tmp_path: Path) -> None:
+        path = tmp_path / "m.tcia"
+        path.write_text("ListOfSeriesToDownload=\nSeries ID\n1.2.3\n1.2..3\nhello\n")
+        NbiaArchive.from_config(Config(Source("tcia", str(path))), "test/1", None).close()
+
+
+def test_a_manifest_too_large_to_be_one_is_refused_and_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xnatfs.archives.nbia.archive.MAX_MANIFEST", 1000)
+    path = tmp_path / "m.tcia"
+    path.write_text("ListOfSeriesToDownload=\n" + "1.2.3.4.5\n" * 100)
+    with pytest.raises(UsageError, match="larger than"):
+        NbiaArchive.from_config(Config(Source("tcia", str(path))), "test/1", None)
+
+
+def test_from_idc_alone_without_an_index_is_told_before_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+    config = Config(Source("tcia", "tcia:"), tcia=TciaConfig("idc"))
+    with pytest.raises(UsageError, match="no index of IDC"):
+        NbiaArchive.from_config(config, "test/1", None)
 
 
 def test_an_archive_of_another_listing_is_not_found(connect: Connect) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ def test_directories_are_called_as_the_data_retriever_called_them(row: dict[str,
     series = retrieved(row)
     made = f"./{series.collection}/{series.patient}/{study_name(series, False)}/{series_name(series, False)}"
     assert made == row["File Location"]
+
+
+def test_metadata_csv_names_the_directory_of_a_patient_with_a_slash_in_his_name() -> None:
+    series = replace(retrieved(RETRIEVER_ROWS[0]), patient="DL/0002")
+    place = metadata_csv([series], classic=True).decode().splitlines()[1].split(",")[-2]
+    assert place == f"./{series.collection}/DL_0002/{series.study}/{series.uid}"
 
 
 def test_metadata_csv_has_the_columns_and_line_ends_of_the_data_retrievers() -> None:

@@ -22,7 +22,7 @@ from tests.helpers.trees import names, read_file
 from xnatfs.archives.objects.index_page import entries_of
 from xnatfs.archives.objects.webtree import WebTreeArchive
 from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
-from xnatfs.errors import ArchiveError, NotFound, StaleContent, Unavailable, UnexpectedReply
+from xnatfs.errors import AccessDenied, ArchiveError, NotFound, StaleContent, Unavailable, UnexpectedReply
 from xnatfs.factory import open_vfs
 from xnatfs.model import Entry
 from xnatfs.tree.vfs import ArchiveVFS
@@ -160,6 +160,23 @@ def test_a_page_that_is_no_listing_is_an_error_and_no_empty_directory(
     server.fault("^/web/$", kind, **more)  # type: ignore[arg-type]
     with pytest.raises(error):
         vfs.listdir("/")
+
+
+def test_a_server_that_knows_no_head_tells_sizes_all_the_same(objects: ObjectServer) -> None:
+    objects.web = {"/f": Thing(DATA)}
+    objects.routes["/web/f"] = lambda handler: handler.command == "HEAD" and handler.refuse(405, "MethodNotAllowed")
+    with closing(vfs_of(f"{objects.url}/web")) as vfs:
+        assert vfs.lookup("/f").size == len(DATA)
+        assert read_file(vfs, "/f") == DATA
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_closed_file_sends_nobody_for_a_password(objects: ObjectServer, status: int) -> None:
+    objects.web = {"/f": Thing(DATA)}
+    objects.fault("/web/f", "status", status=status, code="AccessDenied", times=None)
+    with closing(vfs_of(f"{objects.url}/web")) as vfs, pytest.raises(AccessDenied) as caught:
+        vfs.lookup("/f")
+    assert "open to everybody" in caught.value.hint
 
 
 @pytest.mark.parametrize(("kind", "error"), [("html", UnexpectedReply), ("wrong_range", StaleContent)])

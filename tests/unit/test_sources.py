@@ -129,6 +129,13 @@ def test_a_manifest_is_a_source_by_its_absolute_path(name: str) -> None:
     assert Path(source.url) == Path(name).expanduser().absolute()
 
 
+@pytest.mark.parametrize("url", ["https://host/some.tcia", "file:///some.tcia", "http://u:secret@host/some.tcia"])
+def test_the_url_of_a_manifest_is_told_to_be_downloaded_first(url: str) -> None:
+    with pytest.raises(UsageError, match="address of a manifest") as caught:
+        parse_source(url)
+    assert "secret" not in str(caught.value) + caught.value.hint
+
+
 def test_a_path_within_a_collection_does_not_go_up() -> None:
     with pytest.raises(UsageError, match="goes up"):
         parse_source("tcia://C/../D")

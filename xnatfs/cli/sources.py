@@ -94,9 +94,11 @@ def parse_tcia_source(address: str, fragment: str) -> Source:
     """``tcia://[COLLECTION[/PATIENT...]]`` or the path of a ``.tcia`` manifest, each with a path behind ``#``.
 
     Raises:
-        UsageError: ``..`` in the path within.
+        UsageError: ``..`` in the path within; the URL of a manifest.
     """
     if not address.lower().startswith("tcia:"):
+        if _SCHEME.fullmatch(address):
+            raise UsageError("SOURCE is the address of a manifest", "download it, and give the path of the file")
         return Source("tcia", str(Path(address).expanduser().absolute()), inside_of(fragment))
     path = unquote(address[len("tcia:") :].lstrip("/"))
     return Source("tcia", "tcia:", inside_of(f"{path}/{fragment}"))

@@ -163,7 +163,12 @@ class NbiaArchive:
             raise UsageError(
                 f"{url} names the server {server}, and the login is for another", f"add --nbia-url {server}"
             )
-        IdcIndex(tcia.idc_index).check()
+        index = IdcIndex(tcia.idc_index)
+        index.check()
+        if tcia.prefer == "idc" and not index.is_there():
+            raise UsageError(
+                "--from idc: there is no index of IDC", "pip install 'xnatfs[idc]', or give --idc-index FILE"
+            )
         return cls(manifest, server, config.credentials, config.http, config.tree, tcia, user_agent, stats)
 
     def keep_with(self, keeper: Keeper) -> None:
@@ -485,7 +490,13 @@ def _checked_key(key: str) -> tuple[str, str, str]:
 def _read_manifest(path: Path) -> Manifest:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST)
+            data = file.read(MAX_MANIFEST + 1)
     except OSError as exc:
         raise UsageError(f"manifest {path}: {exc.strerror}") from exc
-    return parse_manifest(data.decode("utf-8", "replace"), str(path))
+    if len(data) > MAX_MANIFEST:
+        raise UsageError(f"manifest {path}: larger than {MAX_MANIFEST >> 20} MiB", "divide its list of series")
+    manifest = parse_manifest(data.decode("utf-8", "replace"), str(path))
+    odd = [line for line in manifest.odd if not line.lower().startswith("series")]  # a heading is meant to be none
+    if odd:
+        log.warning("%s: %d lines of its list are no UIDs, such as %.80r", path, len(odd), odd[0])
+    return manifest

@@ -53,6 +53,10 @@ class IdcIndex:
         except (OSError, ValueError, KeyError, csv.Error, ImportError) as exc:  # pyarrow's errors are kinds of these
             raise UnexpectedReply(f"IDC index {path}: {_reason(exc)}") from exc
 
+    def is_there(self) -> bool:
+        """Whether there is a table at all."""
+        return (self._path or _packaged()) is not None
+
     def check(self) -> None:
         """Look at the table that was named, so that a wrong one is told before a mount.
 

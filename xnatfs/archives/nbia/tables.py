@@ -268,7 +268,8 @@ def metadata_csv(series: Iterable[Series], classic: bool) -> bytes:
     """
     lines = [",".join(METADATA_COLUMNS)]
     for one in series:
-        place = "/".join((".", one.collection, one.patient, study_name(one, classic), series_name(one, classic)))
+        parts = (one.collection, one.patient, study_name(one, classic), series_name(one, classic))
+        place = "/".join((".", *(part.replace("/", "_") for part in parts)))  # as the directories are called here
         values = (
             *(one.uid, one.collection, one.third_party or "null", one.about, one.patient, one.study),
             *(_or_na(one.study_description), f"{one.date[5:]}-{one.date[:4]}" if one.date else ""),

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.errors import ServerFailed
 from xnatfs.archives.objects.s3_listing import time_ns
-from xnatfs.archives.objects.url_files import UrlFiles
+from xnatfs.archives.objects.url_files import UrlFiles, open_to_all
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import NotFound, StaleContent, UnexpectedReply, UsageError
 from xnatfs.model import Entry, Listing
@@ -66,6 +66,7 @@ class OsfArchive:
     def root(self) -> Entry:
         return _node("", self._node)
 
+    @open_to_all()
     def children(self, directory: Entry) -> Listing:
         """See ``Archive.children``. A request for each hundred names; for a project one more for its components."""
         with self._lock:

@@ -6,7 +6,9 @@ Safe to call from any thread.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -16,12 +18,24 @@ from xnatfs.archives.http.body import checked_body, http_time_ns, is_compressed,
 from xnatfs.archives.http.client import HttpClient
 from xnatfs.archives.http.reply import content_length
 from xnatfs.config import HttpConfig
-from xnatfs.errors import UnexpectedReply
+from xnatfs.errors import AccessDenied, UnexpectedReply
 from xnatfs.model import Entry
 from xnatfs.stats import Stats
 
 LONGEST_COUNTED = 16 << 20
 """Bytes of a file that is read to its end to learn its size, where no header tells it: such files are small texts."""
+
+
+GUESTS = "only what is open to everybody is read here: no login is used"
+
+
+@contextlib.contextmanager
+def open_to_all() -> Iterator[None]:
+    """A refusal in the words of an archive that knows no login: others would send the user for a password."""
+    try:
+        yield
+    except AccessDenied as error:
+        raise AccessDenied(str(error), GUESTS) from error
 
 
 class UrlFiles:
@@ -56,6 +70,7 @@ class UrlFiles:
                 self._clients[origin] = client
         return client, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
+    @open_to_all()
     def stat(self, entry: Entry) -> Entry:
         """The entry with the size that its host tells: by its headers, or else by sending the file."""
         client, path = self.client(entry.key)
@@ -77,6 +92,7 @@ class UrlFiles:
             reply.close()
         return replace(entry, size=size, mtime_ns=entry.mtime_ns or modified, version=entry.version or str(size))
 
+    @open_to_all()
     def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
         client, path = self.client(entry.key)
         reply = client.open(path, {"Range": f"bytes={start}-{stop - 1}"})

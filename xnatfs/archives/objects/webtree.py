@@ -15,9 +15,11 @@ from xnatfs.archives.base import RangeStream
 from xnatfs.archives.http.account import Guest
 from xnatfs.archives.http.body import checked_body, http_time_ns, is_compressed, is_page
 from xnatfs.archives.http.client import HttpClient
+from xnatfs.archives.http.errors import OddStatus
 from xnatfs.archives.http.numbers import whole_number
 from xnatfs.archives.objects.index_page import entries_of
 from xnatfs.archives.objects.sizes_ahead import SizesAhead
+from xnatfs.archives.objects.url_files import open_to_all
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import StaleContent, UnexpectedReply
 from xnatfs.model import Entry, Listing
@@ -53,6 +55,7 @@ class WebTreeArchive:
     def root(self) -> Entry:
         return Entry("", self._root, True, listing=self._root)
 
+    @open_to_all()
     def children(self, directory: Entry) -> Listing:
         """See ``Archive.children``. One request."""
         page, url = self._http.get_page(directory.key)
@@ -66,8 +69,16 @@ class WebTreeArchive:
         """See ``Archive.stat``. One HEAD request, made beforehand for those next in a directory that is walked."""
         return self._sizes.stat(entry)
 
+    @open_to_all()
     def _asked_size(self, entry: Entry) -> Entry:
-        headers = self._http.head(entry.key)
+        try:
+            headers = self._http.head(entry.key)
+        except OddStatus as error:
+            if error.status not in (405, 501):
+                raise
+            reply = self._http.open(entry.key, {})  # some servers know GET alone; the body is left where it is
+            headers = reply.headers
+            reply.close()
         if is_page(headers, entry):
             raise self._http.page_reply(f"HEAD {entry.key}")
         length = whole_number(headers.get("Content-Length", ""))
@@ -76,6 +87,7 @@ class WebTreeArchive:
         mtime_ns = http_time_ns(headers.get("Last-Modified", "")) or entry.mtime_ns
         return replace(entry, size=length, mtime_ns=mtime_ns, version=ANSWERED + _validator(headers))
 
+    @open_to_all()
     def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
         """See ``Archive.open_range``."""
         reply = self._http.open(entry.key, {"Range": f"bytes={start}-{stop - 1}"})
