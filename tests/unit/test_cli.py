@@ -14,7 +14,7 @@ from xnatfs import __version__
 from xnatfs.cli import inspect
 from xnatfs.cli.main import COMMANDS, LazyGroup, cli, exit_code_for, hint_for, main
 from xnatfs.cli.mount8 import mount_arguments
-from xnatfs.cli.options import MESSAGES, SERVER, Invocation, Settings, with_options
+from xnatfs.cli.options import MESSAGES, SERVER, Invocation, MountPoint, Settings, with_options
 from xnatfs.errors import (
     AccessDenied,
     CredentialsError,
@@ -92,6 +92,16 @@ def test_a_helper_called_wrongly_is_told_how_it_is_called(
 def test_an_empty_mount_point_is_not_the_directory_one_is_in(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, *(["https://host.invalid"] if command == "mount" else []), ""]) == 2
     assert "it is empty" in capsys.readouterr().err
+
+
+def test_a_mount_point_is_not_looked_at_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    with monkeypatch.context() as patched:  # a silent mount would hang there, and one closed to us be no mount point
+        for call in ("stat", "access"):
+            patched.setattr(f"os.{call}", lambda path, *more, **named: asked.append(str(path)))
+        place = MountPoint().convert("/mnt", None, None)
+    assert place == Path("/mnt")
+    assert "/mnt" not in asked
 
 
 def test_source_and_mount_point_the_wrong_way_round_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
