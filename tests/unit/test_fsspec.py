@@ -22,6 +22,7 @@ from pydicom.data import get_testdata_file
 from tests.helpers.sample_tree import file_system
 from tests.helpers.trees import Clock, build_vfs, run_together
 from xnatfs.archives.memory import FIRST_MTIME_S, MemoryArchive
+from xnatfs.cli.library import config_of
 from xnatfs.errors import AccessDenied, StaleContent, Unavailable, UsageError
 from xnatfs.frontends.fsspec import ArchiveFileSystem
 
@@ -441,6 +442,12 @@ def test_an_option_that_makes_no_sense_is_refused_and_no_secret_repeated(options
     with pytest.raises(UsageError, match=said) as caught:
         fsspec.filesystem("xnat", **({"source": "https://host"} | options))
     assert "secret" not in str(caught.value)
+
+
+def test_the_options_of_tcia_are_taken_as_the_commands_take_them() -> None:
+    config = config_of("tcia://C", {"nbia_url": "http://127.0.0.1:1", "idc_url": "http://127.0.0.1:2", "from": "nbia"})
+    assert (config.tcia.nbia_url, config.tcia.idc_url) == ("http://127.0.0.1:1", "http://127.0.0.1:2")
+    assert config.tcia.prefer == "nbia"
 
 
 def test_options_are_those_of_the_command_line_and_travel_in_a_pickle(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping
 
 from xnatfs.cli.credentials import config_for
-from xnatfs.cli.options import CACHE, SERVER, VIEW, Settings, default_config_path, known_option, load_settings
+from xnatfs.cli.options import CACHE, SERVER, TCIA, VIEW, Settings, default_config_path, known_option, load_settings
 from xnatfs.cli.sources import parse_source
 from xnatfs.config import Config, Source
 from xnatfs.errors import UsageError
 
-_GROUPS = (SERVER, VIEW, CACHE)
+_GROUPS = (SERVER, VIEW, TCIA, CACHE)
 
 
 def settings_of(options: Mapping[str, object]) -> Settings:
