@@ -12,7 +12,7 @@ import pytest
 
 from xnatfs import __version__
 from xnatfs.cli import inspect
-from xnatfs.cli.main import COMMANDS, LazyGroup, cli, exit_code_for, hint_for, main
+from xnatfs.cli.main import COMMANDS, LazyGroup, cli, exit_code_for, hint_for, main, report_error
 from xnatfs.cli.mount8 import mount_arguments
 from xnatfs.cli.options import MESSAGES, SERVER, Invocation, MountPoint, Settings, with_options
 from xnatfs.errors import (
@@ -163,6 +163,11 @@ def test_traceback_only_with_vv(capsys: pytest.CaptureFixture[str]) -> None:
 def test_interrupt_gives_130_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fail", "interrupt"]) == 130
     assert capsys.readouterr().err.strip() == ""
+
+
+def test_a_failure_is_one_line_in_which_a_path_keeps_its_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    report_error("/CHEST WO  CONTRAST/a:\n  no such file", "look\nthere")
+    assert capsys.readouterr().err == "xnatfs: /CHEST WO  CONTRAST/a: no such file\nhint: look there\n"
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,8 @@ def report_error(message: str, hint: str = "") -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Blanks within a line stay: a path may have two in a row, and is copied from here."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _report(invocation: Invocation, error: BaseException, message: str, hint: str, code: int) -> int:
