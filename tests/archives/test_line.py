@@ -96,6 +96,22 @@ def test_a_body_read_to_its_end_leaves_the_connection_for_the_next(server: Canne
     assert server.connections == 1
 
 
+def test_a_kept_connection_that_is_closed_under_a_request_is_made_anew_at_once(server: Canned, line: Line) -> None:
+    server.hang_up_after = 2
+    server.answers += [said(b"abc", "Content-Length: 3"), b"", said(b"de", "Content-Length: 2")]
+    assert [get(line)[1] for _ in range(2)] == [b"abc", b"de"]
+    assert server.connections == 2
+    assert len(server.requests) == 3
+
+
+def test_a_new_connection_that_is_closed_without_an_answer_is_an_error(server: Canned, line: Line) -> None:
+    server.hang_up_after = 1
+    server.answers += [b"", said(b"de", "Content-Length: 2")]
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(line)
+    assert len(server.requests) == 1
+
+
 def test_a_connection_that_the_server_has_closed_is_made_anew(server: Canned, line: Line) -> None:
     server.hang_up_after = 1
     server.answers += [said(b"abc", "Content-Length: 3"), said(b"de", "Content-Length: 2")]

@@ -347,6 +347,26 @@ def test_a_site_that_has_moved_is_named_before_the_credentials_go_out(server: De
     assert not [what for what, headers in front.seen if "Authorization" in headers]
 
 
+class _Closing(Liar):
+    """Closes the connection in place of its first answer to a login."""
+
+    closed = False
+
+    def _handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        if request.path == "/data/JSESSION" and not self.closed:
+            self.closed = request.close_connection = True
+        else:
+            super()._handle(request)
+
+
+def test_a_login_goes_on_when_the_server_closes_a_kept_connection(server: DemoServer) -> None:
+    with _Closing(server.port) as front:
+        archive = XnatArchive(front.url, DEMO, HttpConfig(timeout_s=5.0, retries=0), TreeConfig(), "xnatfs/test")
+        assert "DEMO" in names(archive)
+        assert front.closed
+        archive.close()
+
+
 @pytest.mark.parametrize(
     ("line", "cookies"),
     [

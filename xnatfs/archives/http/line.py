@@ -32,6 +32,9 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _STATUS = re.compile(rb"HTTP/1\.(\d) +(\d{3})(?: [^\r\n]*)?\r?\n")
 _UNSAFE = re.compile(r"[\r\n\0]")
 
+CLOSED = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+"""What a connection says that the server has closed before it answered."""
+
 BODILESS = frozenset({204, 304})
 
 
@@ -194,23 +197,35 @@ class Line:
                 raise ValueError("a header of more than one line")
         length = "" if body is None else f"Content-Length: {len(body)}\r\n"
         request = f"{method} {target} HTTP/1.1\r\n{self._head}{lines}{length}\r\n".encode("latin-1") + (body or b"")
+        kept = self.sock is not None
         try:
-            sock = self._connected(timeouts_s[0])
-            if self._interrupted:  # while there was no socket to shut
-                raise ConnectionAbortedError("interrupted")
-            sock.settimeout(timeouts_s[1])
-            sock.sendall(request)
-            response = LineResponse(sock, method=method)
             try:
-                response.begin()
-            except BaseException:
-                response.close()
-                raise
+                return self._answered(method, request, timeouts_s)
+            except CLOSED:
+                # As a rule a kept connection that the server was closing: once more, at once. An interrupt looks alike.
+                if not kept or self._interrupted:
+                    raise
+            self._drop()
+            return self._answered(method, request, timeouts_s)
         except (ssl.SSLError, ssl.CertificateError) as error:
             self.hang_up()
             raise urllib3.exceptions.SSLError(error) from error
         except BaseException:
             self.hang_up()
+            raise
+
+    def _answered(self, method: str, request: bytes, timeouts_s: tuple[float, float]) -> LineResponse:
+        """Send a request as it is, over a new connection where there is none, and read the head of the answer."""
+        sock = self._connected(timeouts_s[0])
+        if self._interrupted:  # while there was no socket to shut
+            raise ConnectionAbortedError("interrupted")
+        sock.settimeout(timeouts_s[1])
+        sock.sendall(request)
+        response = LineResponse(sock, method=method)
+        try:
+            response.begin()
+        except BaseException:
+            response.close()
             raise
         response.line = self
         return response
@@ -241,8 +256,11 @@ class Line:
 
     def hang_up(self) -> None:
         """Close the connection; the next request makes a new one."""
-        connection, self._connection = self._connection, None
+        self._drop()
         self._interrupted = False
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError):
                 connection.close()

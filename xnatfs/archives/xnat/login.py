@@ -115,7 +115,10 @@ class XnatLogin:
                 open_site = greeting.status_code not in (401, 403, *REDIRECTS)
                 cookies = _cookies(greeting) if greeting.status_code == 200 else {}
             # A 200 alone proves nothing, this path is open to anyone; but wrong credentials sent along are a 401.
-            response = self._get(connection, self._credentials, "/data/JSESSION", what, fresh_cookies(cookies, {}))
+            held = fresh_cookies(cookies, {})
+            response = self._get(
+                connection, self._credentials, "/data/JSESSION", what, held, kept=self._credentials.user is not None
+            )
         return self._session_of(response, what, open_site)
 
     def log_out(self, cookies: Mapping[str, str]) -> None:
@@ -181,7 +184,13 @@ class XnatLogin:
         path: str,
         what: str,
         cookies: Mapping[str, str] | None = None,
+        kept: bool = False,
     ) -> requests.Response:
+        """One answer.
+
+        Args:
+            kept: The connection has carried a request, so that the server may be closing it: then once more on another.
+        """
         interface = _interface(self._base_url, credentials, connection)
         headers = {"Cookie": _cookie_header(cookies)} if cookies else {}
         try:
@@ -189,6 +198,8 @@ class XnatLogin:
                 path, headers=headers, allow_redirects=False, timeout=self._timeout
             )
         except requests.RequestException as error:
+            if kept and isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout):
+                return self._get(connection, credentials, path, what, cookies)
             raise_translated(error, what)
         return response
 
