@@ -244,6 +244,12 @@ def test_a_named_user_without_a_password_and_nobody_to_ask_is_an_error(tmp_path:
         find(tmp_path, user="mary")
 
 
+def test_nobody_is_sent_to_xnats_variables_for_a_password_of_tcia(tmp_path: Path) -> None:
+    with pytest.raises(CredentialsError, match="no password found for mary") as caught:
+        find(tmp_path, "tcia://C", environ={"XNAT_USER": "mary", "XNAT_PASS": "p"}, user="mary")
+    assert "netrc" in caught.value.hint and "XNAT_PASS" not in caught.value.hint
+
+
 def test_the_keyring_is_asked_when_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -103,7 +103,9 @@ def find_credentials(
     """
     if settings.anonymous:
         return Credentials(origin="--anonymous")
+    places = "~/.netrc or XNAT_USER and XNAT_PASS"
     if source.scheme == "tcia":
+        places = "~/.netrc"
         if settings.user is None and settings.credentials is None:
             return Credentials()  # its server gives the public what it has; XNAT's passwords are not for it
         source, tokens = Source("https", settings.nbia_url or _TCIA_SERVER), None
@@ -124,7 +126,7 @@ def find_credentials(
     if prompt is None:
         raise CredentialsError(
             f"no password found for {settings.user} at {source.url}",
-            "put it in ~/.netrc or XNAT_USER and XNAT_PASS, or run this on a terminal to be asked",
+            f"put it in {places}, or run this on a terminal to be asked",
         )
     return Credentials(settings.user, prompt(f"Password of {settings.user} at {source.url}"), "prompt")
 
