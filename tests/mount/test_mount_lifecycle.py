@@ -244,6 +244,18 @@ def test_a_mount_point_with_something_in_it_is_refused(room: Room) -> None:
     room.assert_left()
 
 
+def test_a_mount_point_above_the_cache_is_refused(room: Room) -> None:
+    link = room.path / "link"
+    link.symlink_to(room.mnt, target_is_directory=True)
+    for place in (room.mnt, room.mnt / "cache", link / "a" / "b"):
+        done = room.mount("--cache-dir", str(place))
+        first, hint = in_two_lines(done)
+        assert done.returncode == 2
+        assert first == f"xnatfs: mount {room.mnt}: the cache directory {place} would lie below it"
+        assert hint == "hint: name another: --cache-dir DIR"
+        room.assert_left()
+
+
 def test_a_mount_point_in_use_is_refused_with_what_is_there(room: Room, server: DemoServer) -> None:
     assert room.mount().returncode == 0
     done = room.mount()

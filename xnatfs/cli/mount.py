@@ -14,7 +14,7 @@ from xnatfs.cli import daemon
 from xnatfs.cli.credentials import config_for
 from xnatfs.cli.options import CACHE, MESSAGES, MOUNT, SERVER, VIEW, MountPoint, OptionsCommand, Settings, with_options
 from xnatfs.config import Config
-from xnatfs.errors import XnatfsError
+from xnatfs.errors import UsageError, XnatfsError
 
 END_LIMIT_S = 30.0  # for a mount's process to end after it was unmounted: it writes the cache's last blocks
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
@@ -51,6 +51,7 @@ def mount_and_serve(config: Config, mountpoint: Path, foreground: bool, log_file
 
     Raises:
         FuseError: no FUSE, or a mount point that cannot be used.
+        UsageError: our own files would lie below it.
         ArchiveError: the server could not be asked for its top directory.
     """
     from xnatfs.frontends import fuse_binding
@@ -58,12 +59,25 @@ def mount_and_serve(config: Config, mountpoint: Path, foreground: bool, log_file
 
     fuse_binding.load(config.mount.fuse)
     target = prepare(mountpoint, allow_other=config.mount.allow_other)
+    _keep_out_of(target, config)
     daemon.forget_secrets()
     if foreground:
         serve(config, target, lambda: None)
         return 0
     limit_s = 2 * config.http.timeout_s + START_SLACK_S
     return daemon.start(lambda ready: serve(config, target, ready), log_file, limit_s)
+
+
+def _keep_out_of(target: Path, config: Config) -> None:
+    """Refuse to mount over our own files: to read its cache, the mount would ask itself.
+
+    Raises:
+        UsageError: they would lie below the mount point, as with a home directory that is still empty.
+    """
+    for what, place in (("cache", config.cache.directory), ("session", config.http.session_dir)):
+        if place is not None and place.resolve().is_relative_to(target):
+            hint = "name another: --cache-dir DIR" if what == "cache" else "set XDG_RUNTIME_DIR to a directory of yours"
+            raise UsageError(f"mount {target}: the {what} directory {place} would lie below it", hint)
 
 
 def serve(config: Config, target: Path, ready: Callable[[], None]) -> None:
