@@ -132,6 +132,35 @@ print(digest(fs, path), flush=True)
     assert (server.log()["sessions"], logins(server)[-1]) == (1, "DELETE")
 
 
+@pytest.mark.parametrize("module", ["xnatfs.archives.xnat.archive", "xnatfs.archives.xnat.interface"])
+def test_a_fork_waits_for_what_another_thread_is_importing(module: str, url: str, truth: str, tmp_path: Path) -> None:
+    program = f"""
+import importlib.abc, signal, threading
+importing, forked = threading.Event(), threading.Event()
+
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *rest):
+        if name == "{module}":
+            importing.set()
+            forked.wait(1)
+
+sys.meta_path.insert(0, Slow())
+reader = threading.Thread(target=fs.cat_file, args=(path,))
+reader.start()
+assert importing.wait(20)
+child = os.fork()
+forked.set()
+if child == 0:
+    signal.alarm(30)
+    print(digest(fs, path), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+reader.join()
+"""
+    done = run(program, url, tmp_path)
+    assert (done.stdout.split(), done.stderr) == ([truth], "")
+
+
 def test_no_pickle_holds_a_secret(url: str, tmp_path: Path) -> None:
     program = """
 file = fs.open(path)

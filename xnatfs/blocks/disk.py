@@ -518,20 +518,26 @@ class DiskBlocks:
         """Open the database, or set aside one that is garbled and start afresh. The caller holds ``_lock``."""
         _make_private(self._directory / "lock")
         with (self._directory / "lock").open("rb") as lock_file:
-            fcntl.flock(lock_file, fcntl.LOCK_EX)  # two processes must not both replace it; ends with the file
+            fcntl.flock(lock_file, fcntl.LOCK_EX)  # two processes must not both replace it
             try:
-                books = self._try_books()
-                if not self._suspect or books.is_sound():
-                    return books
-                books.close()
-                reason: Exception = sqlite3.DatabaseError("its integrity check failed")
-            except GARBLED as exc:
-                if isinstance(exc, sqlite3.OperationalError) and not is_foreign(exc):
-                    raise
-                reason = exc
-            self._complain("opening", reason, "starting with an empty one")
-            self._start_afresh()
-            return self._try_books()
+                return self._open_books_alone()
+            finally:
+                fcntl.flock(lock_file, fcntl.LOCK_UN)  # a child forked meanwhile has it open as well
+
+    def _open_books_alone(self) -> Books:
+        try:
+            books = self._try_books()
+            if not self._suspect or books.is_sound():
+                return books
+            books.close()
+            reason: Exception = sqlite3.DatabaseError("its integrity check failed")
+        except GARBLED as exc:
+            if isinstance(exc, sqlite3.OperationalError) and not is_foreign(exc):
+                raise
+            reason = exc
+        self._complain("opening", reason, "starting with an empty one")
+        self._start_afresh()
+        return self._try_books()
 
     def _try_books(self) -> Books:
         _make_private(self._directory / DATABASE)

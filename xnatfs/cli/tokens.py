@@ -95,6 +95,7 @@ class TokenFile:
                     time.sleep(POLL_S)
             yield
         finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has it open as well
             os.close(descriptor)
 
     def replace(self, token: StoredToken) -> None:

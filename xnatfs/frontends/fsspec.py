@@ -30,9 +30,10 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import glob_translate, isfilelike, stringify_path
 
 from xnatfs.cli.library import config_of, settings_of, source_of
-from xnatfs.config import MIB
+from xnatfs.config import MIB, Config
 from xnatfs.errors import StaleContent, UsageError
 from xnatfs.factory import open_vfs
+from xnatfs.forks import unforked
 from xnatfs.frontends.opened import OpenedTree, opened
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class ArchiveFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         self._source = source_of(source)
         self._threads = settings_of(options).connections
         self._key = (source, *sorted((name, repr(value)) for name, value in options.items()))
-        self._build: Callable[[], ArchiveVFS] = lambda: open_vfs(config_of(source, options))
+        self._build: Callable[[], ArchiveVFS] = lambda: _open(config_of(source, options))
         self._tree: OpenedTree | None = None  # replaced as a whole; two threads that set it set the same one
 
     @property
@@ -486,6 +487,11 @@ class _ArchiveBytes(io.RawIOBase):
             super().close()
             if self._handle is not None and self._tree.pid == os.getpid():
                 self._tree.vfs.release(self._handle)
+
+
+def _open(config: Config) -> ArchiveVFS:
+    with unforked():  # it imports what the source needs
+        return open_vfs(config)
 
 
 def _reopen(fs: ArchiveFileSystem, path: str, position: int, content: tuple[Any, ...]) -> ArchiveFile:

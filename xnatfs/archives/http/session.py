@@ -99,6 +99,7 @@ class SharedSession:
             yield descriptor >= 0
         finally:
             if descriptor >= 0:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has it open as well
                 os.close(descriptor)
 
     def read(self) -> ServerSession | None:

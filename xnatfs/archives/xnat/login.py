@@ -23,6 +23,7 @@ from xnatfs.archives.http.reply import set_cookies
 from xnatfs.archives.http.session import ServerSession
 from xnatfs.config import Credentials
 from xnatfs.errors import AccessDenied, LoginFailed, NotFound, Unavailable, UnexpectedReply
+from xnatfs.forks import unforked
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +258,8 @@ class XnatLogin:
 
 def _interface(server: str, credentials: Credentials, session: requests.Session) -> Any:
     """pyxnat is imported by who logs in: it takes 0.1 s, and a mount that finds its listings stored logs in later."""
-    from xnatfs.archives.xnat.interface import Interface
+    with unforked():
+        from xnatfs.archives.xnat.interface import Interface
 
     return Interface(server, credentials, session)
 
