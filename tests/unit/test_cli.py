@@ -165,6 +165,14 @@ def test_interrupt_gives_130_without_a_word(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.strip() == ""
 
 
+@pytest.mark.parametrize("text", ["/a/\x1b[31mred\x07", "/a/\u202eb", "/lat\udce9"])
+def test_a_failure_cannot_steer_the_terminal(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report_error(f"{text}: no such file", f"list {text}")
+    said = capsys.readouterr().err
+    assert said.replace("\n", "").isprintable()
+    assert said.startswith("xnatfs: /") and text not in said and ": no such file\n" in said
+
+
 def test_a_failure_is_one_line_in_which_a_path_keeps_its_blanks(capsys: pytest.CaptureFixture[str]) -> None:
     report_error("/CHEST WO  CONTRAST/a:\n  no such file", "look\nthere")
     assert capsys.readouterr().err == "xnatfs: /CHEST WO  CONTRAST/a: no such file\nhint: look there\n"

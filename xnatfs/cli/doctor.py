@@ -34,6 +34,7 @@ from xnatfs.cli.options import (
     with_options,
 )
 from xnatfs.cli.sources import is_xnat, parse_source
+from xnatfs.cli.text import one_line
 from xnatfs.cli.tokens import TokenFile
 from xnatfs.config import GIB, Credentials, Source
 from xnatfs.errors import (
@@ -109,13 +110,9 @@ def _findings(source: Source | None, settings: Settings) -> Iterator[Finding]:
 
 def _show(finding: Finding) -> None:
     colour = {OK: "green", WARN: "yellow", FAIL: "red"}[finding.level]
-    click.echo(f"{click.style(f'{finding.level:<4}', fg=colour)}  {finding.name:<12} {_one_line(finding.says)}")
+    click.echo(f"{click.style(f'{finding.level:<4}', fg=colour)}  {finding.name:<12} {one_line(finding.says)}")
     if finding.hint:
-        click.echo(f"{'':<19}hint: {_one_line(finding.hint)}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+        click.echo(f"{'':<19}hint: {one_line(finding.hint)}")
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------

@@ -163,14 +163,11 @@ def hint_for(error: OSError, invocation: Invocation) -> str:
 
 def report_error(message: str, hint: str = "") -> None:
     """The form of every failure: one line, and a hint where there is one."""
-    click.echo(f"xnatfs: {_one_line(message)}", err=True)
+    from xnatfs.cli.text import one_line
+
+    click.echo(f"xnatfs: {one_line(message)}", err=True)
     if hint:
-        click.echo(f"hint: {_one_line(hint)}", err=True)
-
-
-def _one_line(text: str) -> str:
-    """Blanks within a line stay: a path may have two in a row, and is copied from here."""
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+        click.echo(f"hint: {one_line(hint)}", err=True)
 
 
 def _report(invocation: Invocation, error: BaseException, message: str, hint: str, code: int) -> int:

@@ -17,7 +17,7 @@ import click
 
 from xnatfs.cli import daemon
 from xnatfs.cli.options import MountPoint
-from xnatfs.cli.text import size_text, span_text
+from xnatfs.cli.text import one_line, size_text, span_text
 from xnatfs.config import Config
 from xnatfs.errors import XnatfsError
 from xnatfs.stats import Stats
@@ -151,7 +151,7 @@ def _lines(state: dict[str, Any]) -> list[str]:
         used, limit = size_text(state["cache_bytes"]), size_text(state["cache_limit_bytes"])
         lines.append(f"  cache: {used} of {limit} in {state['cache_directory']}")
     for error in state["errors"][-3:]:
-        lines.append(f"  {span_text(time.time() - error['at_s'])} ago: {error['message']}")
+        lines.append(f"  {span_text(time.time() - error['at_s'])} ago: {one_line(error['message'])}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""How the commands write sizes and spans of time. Pure functions."""
+"""How the commands write sizes, spans of time and messages. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def span_text(seconds: float) -> str:
         if seconds >= 2 * unit:
             return f"{int(seconds / unit)} {name}"
     return f"{max(0, int(seconds))} s"
+
+
+def one_line(text: str) -> str:
+    """A message as one line, in which nothing can steer a terminal: names in it are the archive's.
+
+    Blanks within it stay: a path may have two in a row, and is copied from here.
+    """
+    line = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
