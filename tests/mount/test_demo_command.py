@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounting import detach, is_mounted, user_environment, why_no_fuse, xnatfs
+from xnatfs.cli.owned import mount_directory
 
 pytestmark = [
     pytest.mark.fuse,
@@ -118,6 +119,17 @@ def test_check_mounts_reads_compares_and_leaves_nothing(environment: dict[str, s
     assert re.search(r"read    DEMO/\S+: \d+ bytes, MD5 [0-9a-f]{32} as on the server", done.stdout)
     assert list(Path(environment["TMPDIR"]).iterdir()) == []
     assert environment["TMPDIR"] not in Path("/proc/self/mounts").read_text(encoding="utf-8")
+
+
+def test_it_takes_away_every_directory_that_it_made(tmp_path: Path) -> None:
+    for place in (tmp_path / "new", tmp_path / "new" / "newer" / "newest"):
+        with mount_directory(place) as made:
+            assert made == place and place.is_dir()
+        assert list(tmp_path.iterdir()) == []
+    tmp_path.joinpath("old").mkdir()
+    with mount_directory(tmp_path / "old" / "new"):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "old"]
 
 
 def test_check_works_at_a_directory_of_the_users_and_leaves_it(environment: dict[str, str], tmp_path: Path) -> None:

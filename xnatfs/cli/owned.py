@@ -62,22 +62,23 @@ def mount_directory(wanted: Path | None) -> Iterator[Path]:
 
     Taken away by rmdir, which never reaches into a mount that would not go.
     """
-    made: Path | None = None
+    made: list[Path] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until we know what we have made
     try:
         if wanted is None:
-            place = made = Path(tempfile.mkdtemp(prefix="xnatfs-")).resolve()
+            place = Path(tempfile.mkdtemp(prefix="xnatfs-")).resolve()
+            made.append(place)
         else:
             place = wanted.absolute()
-            if not place.exists():
-                place.mkdir(mode=0o700, parents=True)
-                made = place
+            for missing in reversed([each for each in (place, *place.parents) if not each.exists()]):
+                missing.mkdir(mode=0o700)
+                made.append(missing)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield place
     finally:
-        if made is not None:
-            with contextlib.suppress(OSError):
-                made.rmdir()
+        with contextlib.suppress(OSError):
+            for each in reversed(made):
+                each.rmdir()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
