@@ -151,6 +151,25 @@ def test_a_page_from_a_session_that_ended_leads_to_one_login(connect: Connect, s
     assert server.settled_log()["logins"] == 1
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "<!DOCTYPE html>",
+        "\n<!-- Login.vm --> <!-- -->\n<html>",
+        '<?xml version="1.0"?>\n<!DOCTYPE html>',
+        "\ufeff<head>",
+    ],
+)
+def test_a_page_is_known_however_it_begins(server: DemoServer, start: str) -> None:
+    pages = [f"{start}<body>Please log in</body>".encode()]
+    with Liar(server.port) as front:
+        front.lie("GET /data/projects", lambda answer: Answer(200, [], pages.pop()) if pages else answer)
+        archive = XnatArchive(front.url, DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "xnatfs/test")
+        assert "DEMO" in names(archive)
+        assert pages == []
+        archive.close()
+
+
 def test_an_agreement_in_place_of_a_listing_says_where_to_accept_it(connect: Connect, server: DemoServer) -> None:
     archive = connect()
     names(archive)

@@ -54,6 +54,12 @@ MAX_DOCUMENT = 128 << 20
 PIECE = 256 * 1024
 """Bytes asked of a document's body at once."""
 
+PAGE_HEAD = 4096
+"""Bytes of a document that are looked at to tell whether it is a page: templates begin with comments. A guess."""
+
+_PAGE_START = re.compile(rb"<(?:!doctype html|html|head|body|script|meta)[\s/>]", re.IGNORECASE)
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 T = TypeVar("T")
@@ -462,5 +468,8 @@ def _origin(url: str) -> str:
 
 
 def _is_page(data: bytes) -> bool:
-    """Whether this is HTML. XNAT's own XML begins with < as well: with <?xml, or an element of its schema."""
-    return data[:1024].lstrip(b" \t\r\n\xef\xbb\xbf").lower().startswith((b"<!doctype html", b"<html"))
+    """Whether this is HTML, maybe behind comments. XNAT's own XML has <?xml too, and then an element of its schema."""
+    head = data[:PAGE_HEAD].lstrip(_BLANK)
+    while head.startswith((b"<!--", b"<?xml")):
+        head = head.partition(b"-->" if head.startswith(b"<!--") else b"?>")[2].lstrip(_BLANK)
+    return _PAGE_START.match(head) is not None
