@@ -358,7 +358,7 @@ def test_nobody_there_is_unavailable_at_once() -> None:
 
 
 def test_what_is_no_bucket_is_refused() -> None:
-    for text in ("s3://b?what=1", "s3://b?endpoint=ftp://x"):
+    for text in ("s3://b?what=1", "s3://b?endpoint=ftp://x", "s3:///b"):
         with pytest.raises(UsageError):
             S3Archive(text, Credentials(), QUICK, TreeConfig(), "t")
 

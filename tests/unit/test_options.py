@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from xnatfs.cli.options import (
     home_directory,
     load_settings,
     parse_pairs,
+    set_up_logging,
 )
 from xnatfs.cli.sources import parse_source
 from xnatfs.config import MIB, Config, Credentials, Source
@@ -238,6 +240,21 @@ def test_pairs_repeat_and_keep_escaped_commas() -> None:
 def test_a_pair_without_its_value_is_refused() -> None:
     with pytest.raises(UsageError, match="-o cache-size: a value is missing"):
         load(pairs=("cache_size",))
+
+
+def test_a_name_begins_no_line_of_the_log_and_steers_no_terminal(tmp_path: Path) -> None:
+    logger = logging.getLogger("xnatfs")
+    level, handlers = logger.level, list(logger.handlers)
+    try:
+        set_up_logging(load({"log-file": str(tmp_path / "log"), "verbose": 1}))
+        logging.getLogger("xnatfs.test").info("read of %s failed", "a\nERROR \x1b[31mb")
+    finally:
+        for handler in set(logger.handlers) - set(handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
+    (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert line.endswith(r"read of a ERROR \x1b[31mb failed")
 
 
 def test_paths_are_absolute_and_know_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -566,6 +566,14 @@ def set_up_logging(settings: Settings) -> None:
     """Send the package's log to ``--log-file`` or stderr. Calling it again replaces what the last call set up."""
     import logging
 
+    from xnatfs.cli.text import one_line
+
+    class Line(logging.Formatter):
+        """Names in it are the archive's: they begin no line of their own and steer no terminal."""
+
+        def formatMessage(self, record: logging.LogRecord) -> str:
+            return one_line(super().formatMessage(record))
+
     logger = logging.getLogger("xnatfs")
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(2, settings.verbose)])
     for handler in [handler for handler in logger.handlers if handler.get_name() == "xnatfs-cli"]:
@@ -573,10 +581,10 @@ def set_up_logging(settings: Settings) -> None:
         handler.close()
     if settings.log_file is not None:
         added = _log_file_handler(settings.log_file)
-        added.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+        added.setFormatter(Line("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
     else:
         added = logging.StreamHandler()
-        added.setFormatter(logging.Formatter("xnatfs: %(levelname)s: %(message)s"))
+        added.setFormatter(Line("xnatfs: %(levelname)s: %(message)s"))
     added.set_name("xnatfs-cli")
     logger.addHandler(added)
 

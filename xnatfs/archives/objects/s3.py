@@ -57,13 +57,13 @@ class Bucket:
     def parsed(url: str) -> Bucket:
         """
         Raises:
-            UsageError: an option that does not exist.
+            UsageError: no name, or an option that does not exist.
         """
         address, _, query = url.partition("?")
         name, _, prefix = address.partition("://")[2].partition("/")
         options = dict(parse_qsl(query))
         endpoint, region = options.pop("endpoint", ""), options.pop("region", DEFAULT_REGION)
-        if options or (endpoint and urlsplit(endpoint).scheme not in ("http", "https")):
+        if not name or options or (endpoint and urlsplit(endpoint).scheme not in ("http", "https")):
             raise UsageError(f"{url}: not the address of a bucket", "s3://BUCKET/PREFIX?endpoint=URL&region=NAME")
         prefix = prefix.strip("/")
         return Bucket(name, f"{prefix}/" if prefix else "", endpoint.rstrip("/"), region)
