@@ -344,6 +344,18 @@ def test_a_file_that_changed_under_a_reader_is_stale_and_opened_again_new(
             file.read(10)
 
 
+def test_who_wants_the_whole_gets_it_where_the_listing_tells_of_another_version(
+    fs: ArchiveFileSystem, archive: MemoryArchive, tmp_path: Path
+) -> None:
+    one, other = "/P/S1/scans/1/a.nii", "/P/S1/scans/2/b.nii"
+    fs.info(one), fs.info(other)
+    archive.replace(one, b"longer than it was")
+    assert fs.cat_file(one) == b"longer than it was"
+    archive.replace(other, b"short")
+    fs.get_file(other, tmp_path / "b.nii")
+    assert (tmp_path / "b.nii").read_bytes() == b"short"
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

@@ -254,8 +254,14 @@ class ArchiveFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         return self._read_spans(path, [(start, end)])[0]
 
-    def _read_spans(self, path: str, spans: Iterable[tuple[int | None, int | None]]) -> list[bytes]:
+    def _read_spans(self, path: str, spans: Sequence[tuple[int | None, int | None]]) -> list[bytes]:
         """Spans of one file, opened once; negative bounds count from its end."""
+        try:
+            return self._read_spans_once(path, spans)
+        except StaleContent:  # the listing told of another version: now the tree knows better
+            return self._read_spans_once(path, spans)
+
+    def _read_spans_once(self, path: str, spans: Sequence[tuple[int | None, int | None]]) -> list[bytes]:
         tree = self._opened()
         handle = tree.vfs.open(self._strip_protocol(path))
         try:
@@ -360,7 +366,12 @@ class ArchiveFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         part = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with part.open("xb") as file:
-                self._copy(rpath, file, callback)
+                try:
+                    self._copy(rpath, file, callback)
+                except StaleContent:
+                    file.seek(0)
+                    file.truncate()
+                    self._copy(rpath, file, callback)
             part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
