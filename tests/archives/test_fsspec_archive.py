@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.helpers.trees import names, read_file
 from xnatfs.archives.objects.fsspec import FIRST_RANGE, FsspecArchive
-from xnatfs.config import Config, Credentials, HttpConfig, ReadConfig, Source, TreeConfig
+from xnatfs.config import CacheConfig, Config, Credentials, HttpConfig, ListingConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, NotFound, StaleContent, TimedOut, Unavailable, UsageError
 from xnatfs.factory import open_vfs
 
@@ -77,6 +77,21 @@ def test_a_zip_mounts_down_to_its_last_directory(tmp_path: Path) -> None:
         assert names(vfs, "/d ü") == ["deep", "large"]
         assert names(vfs, "/d ü/deep/er") == ["x"]
         assert {name: read_file(vfs, f"/{name}") for name in files} == files
+
+
+def test_a_zip_that_was_replaced_by_one_of_the_same_sizes_is_not_read_from_the_cache(tmp_path: Path) -> None:
+    cache = CacheConfig(directory=tmp_path / "cache")
+    config = Config(
+        Source("zip", f"zip://::file://{tmp_path}/z.zip"),
+        cache=cache,
+        read=ReadConfig(idle_s=0.2),
+        listing=ListingConfig(ttl_s=0.0),
+    )
+    for data in (LARGE, LARGE[::-1]):
+        with zipfile.ZipFile(tmp_path / "z.zip", "w") as packed:
+            packed.writestr(zipfile.ZipInfo("f"), data)  # of 1980, both
+        with closing(open_vfs(config)) as vfs:
+            assert read_file(vfs, "/f") == data
 
 
 def test_a_file_that_is_replaced_under_a_reader_is_stale_and_then_new(tmp_path: Path) -> None:

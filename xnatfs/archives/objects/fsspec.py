@@ -36,6 +36,8 @@ VERSION_KEYS = (
     "sha",
     "sha256",
     "ino",
+    "CRC",
+    "date_time",
 )
 TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "modify", "created", "last_commit")
 """What the file systems of fsspec call the things that tell versions apart; each uses its own words."""
