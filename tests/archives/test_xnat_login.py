@@ -14,7 +14,7 @@ import pytest
 from tests.archives.conftest import DEMO
 from tests.helpers.hostile import Answer, Liar
 from tests.helpers.server import DemoServer
-from xnatfs.archives.http.reply import parse_set_cookie
+from xnatfs.archives.http.reply import parse_set_cookie, set_cookies
 from xnatfs.archives.xnat.archive import XnatArchive
 from xnatfs.config import Credentials, HttpConfig, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, LoginFailed, TimedOut, Unavailable, UnexpectedReply
@@ -401,6 +401,29 @@ def test_a_login_goes_on_when_the_server_closes_a_kept_connection(server: DemoSe
 )
 def test_a_cookie_counts_whatever_its_attributes(line: str, cookies: dict[str, str]) -> None:
     assert parse_set_cookie(line) == cookies
+
+
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [("/", True), ("/xnat", True), ("/xnat/", True), ('"/xnat"', True), ("/xnatty", False), ("/a", False)],
+)
+def test_a_cookie_for_another_path_is_not_ours(path: str, ours: bool) -> None:
+    found = set_cookies([f"JSESSIONID=A1; Secure; Path={path}; HttpOnly"], "https://host/xnat/data/auth")
+    assert found == ({"JSESSIONID": "A1"} if ours else {})
+
+
+def test_the_session_of_another_program_on_the_same_server_costs_no_login(server: DemoServer) -> None:
+    def with_another(answer: Answer) -> Answer:
+        answer.headers.append(("Set-Cookie", "JSESSIONID=B2; Path=/viewer; HttpOnly"))
+        return answer
+
+    with Liar(server.port) as front:
+        front.lie(".", with_another)
+        archive = XnatArchive(front.url, DEMO, HttpConfig(timeout_s=5.0), TreeConfig(), "xnatfs/test")
+        for _ in range(3):
+            names(archive)
+        archive.close()
+    assert server.settled_log()["logins"] == 1
 
 
 def test_a_session_whose_cookies_have_new_attributes_is_renewed_before_it_ends(server: DemoServer) -> None:

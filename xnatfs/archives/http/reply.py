@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -29,6 +30,7 @@ WIDEN_AFTER = 512 * 1024
 SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14 and later: 0 takes back that the buffer size was set by hand. Python has no name."""
 
+_PATH = re.compile(r";\s*path\s*=\s*\"?(/[^;\"\s]*)", re.IGNORECASE)
 _UNSENT = re.compile(r"[^ -~]")
 
 
@@ -65,7 +67,7 @@ class Reply:
     @property
     def cookies(self) -> dict[str, str]:
         """Names and values that the answer sets."""
-        return set_cookies(self._raw.headers.getlist("Set-Cookie"))
+        return set_cookies(self._raw.headers.getlist("Set-Cookie"), self.url)
 
     def read1(self, size: int) -> bytes:
         """At least one byte and at most ``size``; b"" at the end of the body.
@@ -183,11 +185,17 @@ def content_length(reply: Reply) -> int | None:
     return whole_number(reply.headers.get("Content-Length", ""))
 
 
-def set_cookies(lines: Iterable[str]) -> dict[str, str]:
-    """Names and values that the Set-Cookie headers of one answer set."""
+def set_cookies(lines: Iterable[str], url: str) -> dict[str, str]:
+    """Names and values that the Set-Cookie headers of an answer from ``url`` set.
+
+    Those for another path are left out: beside XNAT's session there may be that of another program of the same server.
+    """
+    path = urlsplit(url).path
     cookies: dict[str, str] = {}
     for line in lines:
-        cookies.update(parse_set_cookie(line))
+        wanted = _PATH.search(line)
+        if wanted is None or f"{path}/".startswith(f"{wanted[1].rstrip('/')}/"):
+            cookies.update(parse_set_cookie(line))
     return cookies
 
 
@@ -195,12 +203,12 @@ def parse_set_cookie(line: str) -> dict[str, str]:
     """Name and value of one Set-Cookie header; {} when it cannot be read, or takes a cookie back.
 
     Not by ``http.cookies``: it drops a cookie with an attribute that it does not know (``Partitioned``), and takes
-    ``Priority=High`` for another cookie. Attributes are for browsers: all our requests go to one origin.
+    ``Priority=High`` for another cookie.
     """
     name, equals, value = line.split(";", 1)[0].partition("=")
     name, value = name.strip(), value.strip().strip('"')
     if not (name and equals and value) or _UNSENT.search(name + value):
-        return {}  # an empty value comes with a date in the past: often beside the new cookie, for another path
+        return {}  # an empty value comes with a date in the past
     return {name: value}
 
 

@@ -277,7 +277,7 @@ def _cookie_header(cookies: Mapping[str, str]) -> str:
 
 
 def _cookies(response: requests.Response) -> dict[str, str]:
-    return set_cookies(response.raw.headers.getlist("Set-Cookie"))
+    return set_cookies(response.raw.headers.getlist("Set-Cookie"), str(response.url))
 
 
 def _version(response: requests.Response) -> str:
