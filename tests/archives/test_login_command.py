@@ -78,6 +78,26 @@ def test_a_wrong_password_is_tried_once_and_nothing_is_stored(server: DemoServer
     server.switch(unlock=True)
 
 
+def test_user_and_password_can_come_from_a_file(server: DemoServer, home: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("demo\ndemo\n")
+    key.chmod(0o600)
+    environment = user_environment(home, "demo", "wr0ng")
+    done = xnatfs("login", "--credentials", key, server.url, environment=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert token_file(home).exists()
+
+
+def test_beside_a_damaged_file_of_tokens_none_is_asked_for(server: DemoServer, home: Path) -> None:
+    log_in(home, server)
+    token_file(home).write_text("{")
+    server.clear_log()
+    done = xnatfs("login", server.url, environment=user_environment(home, "demo", "demo"))
+    assert done.returncode == 3
+    assert "is not what `xnatfs login` writes" in done.stderr
+    assert server.settled_log()["requests"] == []
+
+
 def test_a_token_that_could_not_be_kept_is_not_asked_for(server: DemoServer, home: Path) -> None:
     environment = user_environment(home, "demo", "demo")
     home.joinpath(".config").write_text("a file where a directory should be")

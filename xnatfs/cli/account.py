@@ -13,7 +13,7 @@ import time
 
 import click
 
-from xnatfs.cli.credentials import environment_login, token_credentials, warn_if_in_clear
+from xnatfs.cli.credentials import environment_login, named_login, token_credentials, warn_if_in_clear
 from xnatfs.cli.options import MESSAGES, SERVER, OptionsCommand, Settings, default_token_path, with_options
 from xnatfs.cli.sources import is_xnat, parse_source
 from xnatfs.cli.tokens import StoredToken, TokenFile
@@ -29,16 +29,17 @@ log = logging.getLogger(__name__)
 def login(server: str, settings: Settings) -> None:
     """Exchange a password for a token, and keep that.
 
-    Asks for user name and password on the terminal; without one they are read from XNAT_USER and XNAT_PASS, or as two
-    lines from standard input. The token serves all later commands; it ends after some days, or by `xnatfs logout`.
+    User name and password come from --credentials FILE, or are asked for on the terminal; without one they are read
+    from XNAT_USER and XNAT_PASS, or as two lines from standard input. The token serves all later commands; it ends
+    after some days, or by `xnatfs logout`.
     """
     from xnatfs.factory import open_server
 
     source = _server(server)
     tokens = TokenFile(default_token_path())
     with tokens.alone():
-        pass  # a token that could not be kept would live on at the server, so its place is tried first
-    credentials = _asked(source, settings.user)
+        tokens.servers()  # a token that could not be kept would live on at the server, so its place is tried first
+    credentials = _asked(source, settings)
     warn_if_in_clear(source, credentials)
     archive = open_server(settings.config(source, credentials))
     issued = archive.login.issue_token()
@@ -108,8 +109,11 @@ def _known(file: TokenFile) -> str:
     return "known: " + (", ".join(file.servers()) or "none")
 
 
-def _asked(source: Source, user: str | None) -> Credentials:
-    """User and password: of the terminal; without one of the environment, or else of standard input."""
+def _asked(source: Source, settings: Settings) -> Credentials:
+    """User and password: of --credentials, or the terminal; without one of the environment, or else standard input."""
+    if settings.credentials is not None:
+        return named_login(settings.credentials, source, settings.user)
+    user = settings.user
     if sys.stdin is not None and sys.stdin.isatty():
         asked = user or click.prompt(f"User at {source.url}", err=True)
         return Credentials(asked, click.prompt(f"Password of {asked}", hide_input=True, err=True), "the terminal")

@@ -111,7 +111,7 @@ def find_credentials(
         source, tokens = Source("https", settings.nbia_url or _TCIA_SERVER), None
         environ = {name: value for name, value in environ.items() if name == "NETRC"}
     if settings.credentials is not None:
-        return _from_named_file(settings.credentials, source, settings.user)
+        return named_login(settings.credentials, source, settings.user)
     found = _from_environment(source, settings.user, environ, home)
     if found is None and tokens is not None:
         found = _from_tokens(tokens, source, settings.user, ended=settings.offline)
@@ -147,7 +147,7 @@ def travels_in_clear(source: Source) -> bool:
 # --- the places -------------------------------------------------------------------------------------------------------
 
 
-def _from_named_file(path: Path, source: Source, user: str | None) -> Credentials:
+def named_login(path: Path, source: Source, user: str | None) -> Credentials:
     """``--credentials FILE``: the first characters tell its form. The user named it, so no match is an error."""
     secrets = _read(path)
     if secrets is None:

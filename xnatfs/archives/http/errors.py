@@ -159,4 +159,4 @@ def _short(error: Exception) -> str:
 
 def _inner(error: Any) -> tuple[Any, ...]:
     """Where requests and urllib3 put the error that an error is of."""
-    return getattr(error, "reason", None), getattr(error, "original_error", None), *getattr(error, "args", ())[:1]
+    return getattr(error, "reason", None), getattr(error, "original_error", None), *getattr(error, "args", ())
