@@ -165,7 +165,12 @@ class FakeVFS:
             count = min(unit - at, stop - offset - done)
             buffer[done : done + count] = memoryview(content)[at : at + count]
             done += count
+        self._enter("answer", handle.path)  # a change may come while the bytes are on their way
         return done
+
+    def ensure_current(self, handle: FakeHandle) -> None:
+        if self.files[handle.path].version != handle.version:
+            raise StaleContent("another version")
 
     def cached_bytes(self, node: object) -> int:
         return 0

@@ -375,6 +375,54 @@ def test_an_open_reader_gets_the_old_version_or_estale_never_a_mix(own: FakeMoun
     assert path.read_text() == "new " * 1_000_000
 
 
+def cut_under_an_open_reader(mount: FakeMount) -> int:
+    """A handle of which 12 of 20 KB have been read, when the file has 8 KB."""
+    mount.tell("add", "/file", "old " * 5000)
+    handle = os.open(mount.path / "file", os.O_RDONLY)
+    assert os.read(handle, 12_000) == b"old " * 3000
+    mount.tell("change", "/file", "new " * 2000, MTIME_NS)
+    threading.Event().wait(0.4)  # for the kernel to forget what it was told
+    return handle
+
+
+@pytest.mark.parametrize("library", ["2", "3"])
+def test_a_file_that_became_shorter_under_its_reader_is_estale_and_no_short_file(
+    mount_fake: MountFake, library: str
+) -> None:
+    mount = mount_fake("--fuse", library, "--attr-timeout", "0.2")
+    handle = cut_under_an_open_reader(mount)
+    assert errno_of(lambda: os.read(handle, 20_000)) == errno.ESTALE
+    os.close(handle)
+    assert (mount.path / "file").read_text() == "new " * 2000
+
+
+@pytest.mark.parametrize("library", ["2", "3"])
+def test_a_file_that_grows_while_its_end_is_on_its_way_gets_no_zeroes(mount_fake: MountFake, library: str) -> None:
+    mount = mount_fake("--fuse", library, "--attr-timeout", "0.1")
+    mount.tell("add", "/file", "old " * 1250)
+    mount.tell("delay", "answer", "/file", 2.0)
+    path = mount.path / "file"
+    with ThreadPoolExecutor(1) as pool:
+        handle = os.open(path, os.O_RDONLY)
+        reading = pool.submit(os.read, handle, 8192)
+        threading.Event().wait(0.4)  # for the kernel to ask for the bytes, and to forget the size
+        mount.tell("change", "/file", "new " * 1500, MTIME_NS)
+        assert path.stat().st_size == 6000
+        with pytest.raises(OSError, match="Stale file handle"):
+            reading.result()
+    os.close(handle)
+
+
+@pytest.mark.parametrize("look", [["stat", "file"], ["ls", "-l"]])
+def test_the_same_though_others_have_looked_at_it_on_libfuse_3(mount_fake: MountFake, look: list[str]) -> None:
+    mount = mount_fake("--fuse", "3", "--attr-timeout", "0.2")
+    handle = cut_under_an_open_reader(mount)
+    subprocess.run(look, cwd=mount.path, capture_output=True, check=True)
+    assert errno_of(lambda: os.read(handle, 20_000)) == errno.ESTALE
+    assert (mount.path / "file").read_text() == "new " * 2000
+    os.close(handle)
+
+
 def test_the_kernel_forgets_a_missing_name_when_told_to(mount_fake: MountFake) -> None:
     mount = mount_fake("--attr-timeout", "0.2")
     assert errno_of(lambda: os.stat(mount.path / "late")) == errno.ENOENT

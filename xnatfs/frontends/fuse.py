@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xnatfs import callers
 from xnatfs.config import MountConfig
-from xnatfs.errors import CorruptContent, FuseError, StaleContent
+from xnatfs.errors import CorruptContent, FuseError, NotFound, StaleContent
 from xnatfs.frontends.fuse_binding import AttributePacker, Library, load
 from xnatfs.frontends.fuse_interest import Interest, Wanted
 from xnatfs.frontends.fuse_session import Opened, Page, Session
@@ -85,12 +85,15 @@ class Operations:
     """The file system as libfuse sees it: read-only, attributes and names from memory, bytes through handles.
 
     libfuse names an inode by its path, so the kernel keeps one size and one set of cached pages a path, whatever
-    version of the file a handle is on. Two rules keep versions apart (contract 3.2):
+    version of the file a handle is on. Three rules keep versions apart (contract 3.2):
 
     - ``open`` answers ESTALE when the kernel was last told another size or date than the file has now. The kernel then
       asks for the attributes again and repeats the open once, unseen by the program.
     - A version opened while another one is still open gets ``direct_io``: it neither fills nor reads the pages that
       belong to the other.
+    - The kernel ends a reading at the size that it was told last, without a question while that is fresh: a file that
+      became shorter under its reader would end early. So while a handle is longer than what the kernel is told,
+      ``keep_attributes`` makes it ask each time, and the question that comes with such a handle is answered ESTALE.
     """
 
     def __init__(self, vfs: ArchiveVFS, packer: AttributePacker) -> None:
@@ -107,6 +110,10 @@ class Operations:
         self._lock = threading.Lock()
         self._versions: dict[str, dict[tuple[str, str], int]] = {}  # guarded by _lock: open handles by path and version
         self._mixed: set[str] = set()  # guarded by _lock: paths whose cached pages may be of an older version
+        self._longest: dict[str, int] = {}  # changed under _lock: size of the longest version open at a path
+        self._shorter: set[str] = set()  # guarded by _lock: paths of which the kernel was told less than that
+        self.keep_attributes: Callable[[bool], None] = lambda _kept: None
+        """Told False when the kernel must not keep attributes from now on, True when it may again."""
 
     def getattr(self, path: str) -> bytes:
         node = self._vfs.lookup(path)
@@ -117,13 +124,36 @@ class Operations:
                 self._interest.looked_at(path)
         return self._packed(node)
 
+    def getattr_open(self, path: str, fh: int) -> bytes:
+        """As ``getattr``, asked with an open file, which the kernel does before it reads past the end.
+
+        Raises:
+            StaleContent: another version has taken the place of the one that is open.
+        """
+        handle = self._files[fh].handle
+        try:
+            node = self._vfs.lookup(path)
+        except NotFound:  # like a file that was removed: what is open reads on
+            return self._packed(handle.node)
+        self._vfs.ensure_current(handle)
+        self._tell(path, node.size, node.mtime_ns)
+        return self._packed(node)
+
     def _packed(self, node: Node) -> bytes:
         return self._pack(node.ino, node.is_dir, node.size, node.mtime_ns)
 
     def _tell(self, path: str, size: int, mtime_ns: int) -> None:
+        if size < self._longest.get(path, 0):
+            self._ask_each_time(path)
         if len(self._told) >= TOLD_LIMIT:
             self._told.clear()  # costs one more look-up at each file's next open
         self._told[hash(path)] = hash((size, mtime_ns))
+
+    def _ask_each_time(self, path: str) -> None:
+        with self._lock:
+            if path in self._longest:
+                self._shorter.add(path)
+                self.keep_attributes(False)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -139,14 +169,15 @@ class Operations:
                 )  # the VFS takes the new version for opened now; the kernel has not dropped the old
             raise StaleContent("the file has changed since its attributes were asked for")
         version = (node.entry.key, node.entry.version)
-        keep_cache, direct_io = self._enter(path, version, handle.keep_cache)
+        keep_cache, direct_io = self._enter(path, version, node.size, handle.keep_cache)
         fh = next(self._numbers)
         self._files[fh] = _OpenFile(handle, node.size, path, version)
         return Opened(fh, keep_cache, direct_io)
 
-    def _enter(self, path: str, version: tuple[str, str], unchanged: bool) -> tuple[bool, bool]:
+    def _enter(self, path: str, version: tuple[str, str], size: int, unchanged: bool) -> tuple[bool, bool]:
         """Count a handle in; whether the path's cached pages may stay, and whether this handle must pass them by."""
         with self._lock:
+            self._longest[path] = max(size, self._longest.get(path, 0))
             versions = self._versions.setdefault(path, {})
             others = any(other != version for other in versions)
             versions[version] = versions.get(version, 0) + 1
@@ -163,6 +194,9 @@ class Operations:
         if count < len(buffer) and offset + count < file.size:
             # libfuse fills up a short answer with zeroes, and zeroes look like pixels.
             raise CorruptContent(f"{count} bytes came where {min(len(buffer), file.size - offset)} are")
+        if count < len(buffer):
+            # The kernel fills up the last page with zeroes, and shows them if it was told a larger size meanwhile.
+            self._vfs.ensure_current(file.handle)
         return count
 
     def release(self, fh: int) -> None:
@@ -174,6 +208,10 @@ class Operations:
                 del versions[file.version]
             if not versions:
                 del self._versions[file.path]
+                del self._longest[file.path]
+                if file.path in self._shorter:
+                    self._shorter.discard(file.path)
+                    self.keep_attributes(not self._shorter)
         self._vfs.release(file.handle)
 
     # --- directories --------------------------------------------------------------------------------------------------
@@ -211,6 +249,8 @@ class Operations:
             attributes, complete = self._packer.pack_types(rows.inos), repeat(False)
         else:
             sizes, are_dirs = list(rows.sizes), list(rows.are_dirs)
+            if self._longest and with_attributes:
+                self._compare_with_open(directory.path, rows.names, sizes)
             attributes = map(self._pack, rows.inos, are_dirs, sizes, rows.mtimes_ns)
             complete = [size >= 0 for size in sizes]  # or the kernel must ask for the size
             if wanted is Wanted.TRIAL and not first and complete:
@@ -220,6 +260,14 @@ class Operations:
             attributes = itertools.chain((self._packed(directory.node), None)[start:], attributes)
             complete = itertools.chain((False, False)[start:], complete)
         return Page(names, attributes, complete)
+
+    def _compare_with_open(self, above: str, names: Iterable[str], sizes: Iterable[int]) -> None:
+        """The kernel is about to be told sizes of a directory's files, some of which may be open."""
+        prefix = f"{above}/"
+        if any(path.startswith(prefix) for path in tuple(self._longest)):
+            for name, size in zip(names, sizes, strict=True):
+                if 0 <= size < self._longest.get(prefix + name, 0):
+                    self._ask_each_time(prefix + name)
 
     def taken(self, fh: int, start: int, stop: int) -> None:
         """The kernel has the attributes of these entries now."""
@@ -293,7 +341,9 @@ def mount(
     uid = os.getuid() if config.uid is None else config.uid
     gid = os.getgid() if config.gid is None else config.gid
     packer = library.attribute_packer(uid, gid, config.umask)
-    session = Session(library, Operations(vfs, packer))
+    operations = Operations(vfs, packer)
+    session = Session(library, operations)
+    operations.keep_attributes = session.keep_attributes
     # libfuse's own signal handlers wait for calls under way, however long; so a thread of ours takes the signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     messages = LibfuseMessages()

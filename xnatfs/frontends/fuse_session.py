@@ -80,6 +80,7 @@ class Answers(Protocol):
     """What a session asks of ``fuse.Operations``. Paths are absolute; attributes are bytes of ``AttributePacker``."""
 
     def getattr(self, path: str) -> bytes: ...
+    def getattr_open(self, path: str, fh: int) -> bytes: ...
     def open(self, path: str) -> Opened: ...
     def read_into(self, fh: int, offset: int, buffer: memoryview) -> int: ...
     def release(self, fh: int) -> None: ...
@@ -106,6 +107,8 @@ class Session:
         self._library = library
         self._fuse_class = _fuse_class(library, answers, self._on_init, self._on_destroy)
         self._lock = threading.Lock()
+        self._config: Any = None  # guarded by _lock: libfuse 3's own struct fuse_config, while it is there
+        self._attr_timeout_s = 0.0  # guarded by _lock: what stood in it
         self._handle: ctypes.c_void_p | None = None  # guarded by _lock: struct fuse *, while there is one
         self._settled = threading.Event()
         self._finished = threading.Event()
@@ -142,14 +145,22 @@ class Session:
             # libfuse's main thread sits in sem_wait and looks at nothing until a signal handler interrupts it.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
-    def _on_init(self) -> None:
+    def keep_attributes(self, kept: bool) -> None:
+        """Whether the kernel may keep the attributes that it is told from now on. On libfuse 2 it always may."""
+        with self._lock:
+            if self._config is not None:
+                self._config.attr_timeout = self._attr_timeout_s if kept else 0.0
+
+    def _on_init(self, config: Any) -> None:
         with self._lock:
             self._handle = self._library.current_handle()
+            if config is not None:
+                self._config, self._attr_timeout_s = config, config.attr_timeout
         self._settled.set()
 
     def _on_destroy(self) -> None:
         with self._lock:
-            self._handle = None
+            self._handle = self._config = None
 
 
 def _wake(_number: int, _frame: object) -> None:
@@ -199,7 +210,9 @@ def _errno_of(operation: str, exc: OSError) -> int:
     return exc.errno
 
 
-def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None], on_destroy: Callable[[], None]) -> Any:
+def _fuse_class(
+    library: Library, answers: Answers, on_init: Callable[[Any], None], on_destroy: Callable[[], None]
+) -> Any:
     """A subclass of the binding's ``FUSE`` whose callbacks ask ``answers``."""
     base: Any = library.module.FUSE
     stat_size = ctypes.sizeof(library.module.c_stat)
@@ -216,8 +229,11 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
 
     read_into = answers.read_into
 
-    def getattr_(_self: Any, path: bytes, buf: Any, _fip: Any = None) -> None:
-        memmove(buf, answers.getattr(path.decode()), stat_size)
+    def getattr_(_self: Any, path: bytes, buf: Any, fip: Any = None) -> None:
+        if fip:
+            memmove(buf, answers.getattr_open(path.decode(), fip.contents.fh), stat_size)
+        else:
+            memmove(buf, answers.getattr(path.decode()), stat_size)
 
     def open_(_self: Any, path: bytes, fip: Any) -> int:
         info = fip.contents
@@ -278,13 +294,13 @@ def _fuse_class(library: Library, answers: Answers, on_init: Callable[[], None],
 
     def init_2(_self: Any, conn: int) -> None:
         _widen(ConnInfo2.from_address(conn))
-        on_init()
+        on_init(None)
 
     def init_3(self: Any, conn: Any, config: Any) -> None:
         base.init_fuse_3(self, conn, config)  # mfusepy sets use_ino in config here
         conn.contents.want &= ~READDIR_PLUS_AUTO  # ``page`` knows better
         _widen(conn.contents)
-        on_init()
+        on_init(config.contents)  # struct fuse's own, which libfuse looks at for each reply
 
     def destroy(_self: Any, _private_data: Any) -> None:
         on_destroy()

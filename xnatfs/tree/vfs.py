@@ -309,6 +309,11 @@ class ArchiveVFS:
             self._distrust(handle)
             raise
 
+    def ensure_current(self, handle: Handle) -> None:
+        """Raise StaleContent once listings in memory tell that another version has taken the place of this one."""
+        if handle.stale or handle.generation != self._listings.generation:
+            self._check_current(handle)
+
     def release(self, handle: Handle) -> None:
         """End a handle; to be called once for each ``open``."""
         self._reader.release(handle.file)
