@@ -15,7 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.helpers.trees import names, read_file
-from xnatfs.archives.objects.fsspec import FIRST_RANGE, FsspecArchive
+from xnatfs.archives.objects.fsspec import FIRST_RANGE, FsspecArchive, _mtime_ns, _version
 from xnatfs.config import CacheConfig, Config, Credentials, HttpConfig, ListingConfig, ReadConfig, Source, TreeConfig
 from xnatfs.errors import AccessDenied, ArchiveError, NotFound, StaleContent, TimedOut, Unavailable, UsageError
 from xnatfs.factory import open_vfs
@@ -77,6 +77,17 @@ def test_a_zip_mounts_down_to_its_last_directory(tmp_path: Path) -> None:
         assert names(vfs, "/d ü") == ["deep", "large"]
         assert names(vfs, "/d ü/deep/er") == ["x"]
         assert {name: read_file(vfs, f"/{name}") for name in files} == files
+
+
+def test_the_time_of_a_file_on_an_ftp_server_is_its_time() -> None:
+    assert _mtime_ns({"modify": "20240102030405.678"}) == 1704164645 * 10**9
+    assert _mtime_ns({"modify": "20249999999999"}) == _mtime_ns({"modify": "Jan 2 03:04"}) == 0
+
+
+@pytest.mark.parametrize("key", ["hex", "blob_id", "modificationTime", "modify"])  # git, Hugging Face, WebHDFS, ftp
+def test_versions_are_told_apart_by_each_file_systems_own_word_for_them(key: str) -> None:
+    same = {"name": "/f", "type": "file", "size": 1}
+    assert _version({**same, key: "one"}) != _version({**same, key: "other"})
 
 
 def test_a_zip_that_was_replaced_by_one_of_the_same_sizes_is_not_read_from_the_cache(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ any thread; each call runs in a thread of its own, so that a library without tim
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,9 @@ VERSION_KEYS = (
     "sha",
     "sha256",
     "ino",
+    "hex",
+    "blob_id",
+    "modificationTime",
     "CRC",
     "date_time",
 )
@@ -264,16 +268,23 @@ def _mtime_ns(row: Mapping[str, Any]) -> int:
             return int(value * 1_000_000) * 1000
         if isinstance(value, str):
             try:
-                return int(datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()) * 1_000_000_000
+                return _text_time_s(value) * 1_000_000_000
             except ValueError:
                 continue
     return 0
 
 
+def _text_time_s(text: str) -> int:
+    if re.fullmatch(r"\d{14}(\.\d+)?", text):  # as ftp writes it, RFC 3659
+        return int(datetime.strptime(text[:14], "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc).timestamp())
+    return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp())
+
+
 def _version(row: Mapping[str, Any]) -> str:
     """What changes when the content does, in as many words as the file system has for it."""
     said = [f"{key}={row[key]}" for key in ("size", *VERSION_KEYS) if row.get(key) is not None]
-    said.append(str(_mtime_ns(row)))
+    # A time in words of its own, such as those of ftp's `ls -l`, still tells versions apart.
+    said.append(str(_mtime_ns(row) or [row[key] for key in TIME_KEYS if row.get(key) is not None]))
     return hashlib.sha256("\n".join(said).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
