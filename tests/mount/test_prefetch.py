@@ -119,6 +119,15 @@ def test_what_fails_stands_in_the_report_and_the_next_run_fetches_it(server: Dem
     assert os.getxattr(victim, "user.xnat.cached") == b"100"
 
 
+def test_a_mount_that_is_killed_stops_it_with_a_line_and_not_one_a_file(mount: Mount) -> None:
+    files = [str(mount.path / SESSION / f"{number}.txt") for number in range(100)]
+    mount.kill()
+    done = prefetch(mount, "--jobs", "1", *files)
+    assert done.returncode == 1
+    assert "prefetch: stopped: Transport endpoint is not connected" in done.stderr
+    assert len(done.stderr.splitlines()) < 10
+
+
 def test_a_path_outside_of_a_mount_is_a_usage_error_with_a_hint(mount: Mount, tmp_path: Path) -> None:
     done = prefetch(mount, tmp_path)
     assert done.returncode == 2

@@ -32,7 +32,8 @@ _HOPELESS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
-)  # of the disk that is written to: the next file will fare no better
+    errno.ENOTCONN,
+)  # of the disk that is written to, or the mount that is read, whose process has ended: the next file fares no better
 
 Advance = Callable[[int], None]
 """Called with the number of bytes done since the last call. Raises ``Stopped`` when the work is to end."""
