@@ -127,6 +127,12 @@ def test_a_directory_onto_a_file_is_refused_in_one_line(user: User, project: str
     assert user.dest.read_text() == "mine"
 
 
+def test_a_destination_that_cannot_be_made_is_told_in_one_line(user: User, project: str) -> None:
+    user.dest.write_text("mine")
+    done = xnatfs("get", f"{user.server.url}#/{project}", user.dest / "below", environment=user.environment)
+    assert (done.returncode, done.stderr) == (1, f"xnatfs: {user.dest}/below: Not a directory\n")
+
+
 def test_a_pipe_and_what_leads_to_standard_output_are_not_replaced_by_a_file(user: User) -> None:
     out = user.dest.with_name("stdout")
     out.symlink_to("/proc/self/fd/1")

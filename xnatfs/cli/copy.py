@@ -43,7 +43,7 @@ _JOBS = click.option("--jobs", default=4, show_default=True, type=click.IntRange
 _DRY = click.option("--dry-run", is_flag=True, help="Only print what would be done, a path a line.")
 _REPORT = click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="FILE",
     help="Write what was done, and what failed why, as JSON.",
 )
@@ -70,6 +70,8 @@ def get(source: str, dest: str, jobs: int, dry_run: bool, report: Path | None, s
         target = _target(place, top, dest)
         if top.is_dir:
             place.vfs.listdir(place.path)  # when that fails nothing can be copied, now or by running it again
+            if not dry_run:
+                target.mkdir(parents=True, exist_ok=True)  # likewise
         found = _to_copy(place, top, target)
         summary = _run("copying", found, jobs, dry_run)
     return _conclude("get", summary, dry_run, report, {"source": source, "dest": dest})
