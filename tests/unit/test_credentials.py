@@ -222,6 +222,15 @@ def test_what_an_anonymous_connection_of_pyxnat_saved_is_no_password(tmp_path: P
         find(tmp_path, credentials=str(tmp_path / ".xnat.cfg"))
 
 
+@pytest.mark.parametrize("name", ["::1", "[::1]", "[::1]:8080", "http://[::1]:8080/"])
+def test_an_ipv6_address_is_found_with_and_without_brackets(tmp_path: Path, name: str) -> None:
+    private(tmp_path / ".netrc", f"machine {name} login mary password p\n")
+    assert find(tmp_path, "http://[::1]:8080")[0] == "mary"
+    assert find(tmp_path, "http://[::2]:8080")[0] is None
+    environ = {"XNAT_HOST": name, "XNAT_USER": "env", "XNAT_PASS": "p"}
+    assert find(tmp_path, "http://[::1]:8080", environ=environ)[0] == "env"
+
+
 def test_a_variable_that_is_not_text_is_named_and_not_repeated(tmp_path: Path) -> None:
     environ = {"XNAT_USER": "mary", "XNAT_PASS": "s3cret\udcff"}
     with pytest.raises(CredentialsError, match="XNAT_USER and XNAT_PASS: not UTF-8 text") as caught:

@@ -310,6 +310,8 @@ def _matches(stored: str, source: Source) -> bool:
 def _address(stored: str) -> tuple[str, int | None, str, str]:
     """(host, port or None, scheme or "", path) of what a file calls a server; host "" when it makes no sense."""
     text = stored.strip()
+    if re.fullmatch(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", text):  # an IPv6 address as curl's netrc has it
+        return text.lower(), None, "", ""
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     try:
         parts = urlsplit(text if scheme else f"//{text}")

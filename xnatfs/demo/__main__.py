@@ -61,7 +61,8 @@ async def _serve(options: argparse.Namespace) -> int:
     context = "/" + options.context.strip("/") if options.context.strip("/") else ""
     server = DemoServer(state, context)
     port = await server.start(options.host, options.port)
-    sys.stdout.write(f"http://{options.host}:{port}{context}\n")
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    sys.stdout.write(f"http://{host}:{port}{context}\n")
     sys.stdout.flush()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
