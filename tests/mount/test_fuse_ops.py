@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.fake_vfs import MTIME_NS, FakeMount
+from tests.helpers.fake_vfs import MTIME_NS, FakeMount, FakeVFS
 from tests.mount.conftest import MountFake
+from xnatfs.frontends import fuse
+from xnatfs.frontends.fuse_binding import load
 
 pytestmark = pytest.mark.fuse
 
@@ -373,6 +375,19 @@ def test_an_open_reader_gets_the_old_version_or_estale_never_a_mix(own: FakeMoun
     finally:
         os.close(old)
     assert path.read_text() == "new " * 1_000_000
+
+
+def test_old_pages_stay_for_nobody_until_the_kernel_has_dropped_them() -> None:
+    vfs = FakeVFS()
+    vfs.add("/file", b"new")
+    operations = fuse.Operations(vfs, load("auto").attribute_packer(0, 0, 0o022))  # type: ignore[arg-type]
+    operations.getattr("/file")
+    first, second = operations.open("/file"), operations.open("/file")
+    assert not first.keep_cache
+    assert not second.keep_cache  # its answer may be there before the first one's
+    for opened in (first, second):
+        operations.read_into(opened.fh, 0, memoryview(bytearray(3)))
+    assert operations.open("/file").keep_cache
 
 
 def cut_under_an_open_reader(mount: FakeMount) -> int:

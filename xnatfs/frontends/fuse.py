@@ -46,6 +46,10 @@ UNPROVEN = 5000
 the last of them. ``cp -r``, which takes all names first, then needs no look-up a file; ``find`` in directories of many
 thousand files has the kernel and libfuse remember 200 bytes for so many of them at most."""
 
+DROPPING_S = 1.0
+"""For so long at most the kernel is taken to be at an open that drops a path's old pages; a read shows that it is done.
+A guess, for handles that never read because others have filled the pages: it takes microseconds."""
+
 TOLD_LIMIT = 200_000  # files whose attributes in the kernel are remembered, at about 150 bytes each
 
 DOTS = 2  # entries of a directory before its children: "." and ".."
@@ -110,6 +114,7 @@ class Operations:
         self._lock = threading.Lock()
         self._versions: dict[str, dict[tuple[str, str], int]] = {}  # guarded by _lock: open handles by path and version
         self._mixed: set[str] = set()  # guarded by _lock: paths whose cached pages may be of an older version
+        self._dropping: dict[int, tuple[str, float]] = {}  # changed under _lock: fh -> path, until when; see DROPPING_S
         self._longest: dict[str, int] = {}  # changed under _lock: size of the longest version open at a path
         self._shorter: set[str] = set()  # guarded by _lock: paths of which the kernel was told less than that
         self.keep_attributes: Callable[[bool], None] = lambda _kept: None
@@ -169,12 +174,12 @@ class Operations:
                 )  # the VFS takes the new version for opened now; the kernel has not dropped the old
             raise StaleContent("the file has changed since its attributes were asked for")
         version = (node.entry.key, node.entry.version)
-        keep_cache, direct_io = self._enter(path, version, node.size, handle.keep_cache)
         fh = next(self._numbers)
+        keep_cache, direct_io = self._enter(fh, path, version, node.size, handle.keep_cache)
         self._files[fh] = _OpenFile(handle, node.size, path, version)
         return Opened(fh, keep_cache, direct_io)
 
-    def _enter(self, path: str, version: tuple[str, str], size: int, unchanged: bool) -> tuple[bool, bool]:
+    def _enter(self, fh: int, path: str, version: tuple[str, str], size: int, unchanged: bool) -> tuple[bool, bool]:
         """Count a handle in; whether the path's cached pages may stay, and whether this handle must pass them by."""
         with self._lock:
             self._longest[path] = max(size, self._longest.get(path, 0))
@@ -184,12 +189,27 @@ class Operations:
             if others:
                 self._mixed.add(path)
                 return True, True
-            keep = unchanged and path not in self._mixed
+            # Who opens the new version second may have its answer first, and would be shown the pages of the old one.
+            keep = unchanged and path not in self._mixed and not self._is_dropping(path)
             self._mixed.discard(path)
+            if not keep:
+                self._dropping[fh] = path, time.monotonic() + DROPPING_S
             return keep, False
+
+    def _is_dropping(self, path: str) -> bool:
+        """The caller holds ``_lock``."""
+        now = time.monotonic()
+        return any(each == path and now < until for each, until in self._dropping.values())
+
+    def _dropped(self, fh: int) -> None:
+        """The kernel has our answer to this open, and so has dropped the path's old pages."""
+        with self._lock:
+            self._dropping.pop(fh, None)
 
     def read_into(self, fh: int, offset: int, buffer: memoryview) -> int:
         file = self._files[fh]
+        if fh in self._dropping:
+            self._dropped(fh)
         count = self._pread_into(file.handle, offset, buffer)
         if count < len(buffer) and offset + count < file.size:
             # libfuse fills up a short answer with zeroes, and zeroes look like pixels.
@@ -202,6 +222,7 @@ class Operations:
     def release(self, fh: int) -> None:
         file = self._files.pop(fh)
         with self._lock:
+            self._dropping.pop(fh, None)
             versions = self._versions[file.path]
             versions[file.version] -= 1
             if not versions[file.version]:
