@@ -136,6 +136,14 @@ def test_blocks_that_no_book_knows_are_removed_since_nothing_would_bound_them(
     assert store.get(key("a", 0)) == bytes_of(key("a", 0))
 
 
+def test_what_was_put_aside_goes_and_what_a_user_put_there_stays(store: StoreUpkeep, directory: Path) -> None:
+    for name in ("damaged-4711-1234567890", "damaged-scans"):
+        directory.joinpath(name).mkdir()
+        directory.joinpath(name, "file").write_text("x")
+    store.verify(lambda _: None)
+    assert [path.name for path in directory.glob("damaged-*")] == ["damaged-scans"]
+
+
 def test_a_damaged_note_goes(store: StoreUpkeep, directory: Path) -> None:
     with sqlite3.connect(directory / "cache.db") as books:
         books.execute("UPDATE Cache SET value = ? WHERE key LIKE '%-note'", (b"12345678nonsense",))

@@ -151,8 +151,9 @@ class StoreUpkeep(DiskBlocks):
                 unbooked = self._unbooked(filename)
                 findings.unbooked += len(unbooked)
                 self._erase_if_unbooked(unbooked)
-        for path in self._directory.glob("damaged-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self._directory.iterdir():
+            if re.fullmatch("damaged-[0-9]+-[0-9]+", path.name):  # and nothing that a user may have called so
+                shutil.rmtree(path, ignore_errors=True)
 
     def _block_files(self) -> Iterator[str]:
         for folder in sorted(self._directory.iterdir()):
