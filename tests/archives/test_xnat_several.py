@@ -77,6 +77,14 @@ def test_a_server_that_takes_no_lists_of_ids_is_asked_one_by_one_from_then_on(
     assert archive.children(sessions[0]).id == sessions[0].listing
 
 
+def test_a_page_in_place_of_an_answer_does_not_end_lists_of_ids_for_good(server: DemoServer, connect: Connect) -> None:
+    archive = connect()
+    sessions = below(archive, "CRAWL", "experiment")[:2]
+    server.fault(r"XNAT_E20000,XNAT_E20001/files", "html", times=2)
+    assert archive.children_of_several(sessions) == {}
+    assert len(archive.children_of_several(sessions)) == 2
+
+
 def file_run(uri: str, cat_id: str) -> list[FileRun]:
     return file_runs([{"URI": uri, "cat_ID": cat_id}])
 

@@ -178,6 +178,8 @@ class XnatArchive:
                 lambda: self._table(f"{together}/resources", everything),
                 *(partial(self._item, f"/data/experiments/{quote(each, safe='')}", each) for each in asked),
             )
+        except PageReply:  # says nothing of lists: a login, or a site that is down for an hour
+            return {}
         except (NotFound, UnexpectedReply):
             self._takes_several = False
             return {}
