@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.archives.base import Archive, Learning
-from xnatfs.archives.kept import KeptDocuments, OfflineArchive
+from xnatfs.archives.kept import KeptDocuments, KeptSizes, OfflineArchive
 from xnatfs.blocks.base import BlockCache, Claims
 from xnatfs.buffers import BufferPool
 from xnatfs.config import MIB, CacheConfig, Config, ReadConfig
@@ -68,12 +68,13 @@ def open_vfs(config: Config, stats: Stats | None = None) -> ArchiveVFS:
     buffers = BufferPool(block_size, memory_share(config) // block_size + IN_FLIGHT)
     cache = open_cache(config, stats, buffers)
     listing = config.listing
+    keeper = CacheKeeper(archive.id, cache, block_size)
     if isinstance(archive, Learning):
-        archive.keep_with(CacheKeeper(archive.id, cache, block_size))
+        archive.keep_with(keeper)
         listing = replace(listing, ahead=0)  # a listing may be all that it lists: never on the chance that it is wanted
     store = open_listings(config)
     if store is not None:
-        archive = KeptDocuments(archive, store.document)
+        archive = KeptSizes(KeptDocuments(archive, store.document), keeper)
     reader = BlockReader(archive, cache, _read_config(config), block_size, stats, buffers, open_claims(config))
     listings = ListingCache(archive, listing, store=store, stats=stats)
     return ArchiveVFS(archive, reader, listings, config.tree, inside=config.source.inside)

@@ -54,6 +54,21 @@ def test_a_mounted_tree_is_byte_equal_and_a_remount_asks_for_no_bytes(
     assert again == gets
 
 
+@pytest.mark.parametrize("offline", [["--offline"], []], ids=["offline", "away"])
+@pytest.mark.parametrize("kind", ["s3", "web"])
+def test_what_was_read_reads_without_its_server_also_where_listings_tell_no_sizes(
+    server: ObjectServer, kind: str, offline: list[str], tmp_path: Path
+) -> None:
+    with mounted(source(server, kind), tmp_path) as mount:
+        assert tree_of(mount.path) == FILES
+    asked = len(server.asked)
+    if not offline:
+        server.fault("/", "status", times=None)
+    with mounted(source(server, kind), tmp_path, "--timeout", "3s", *offline) as mount:
+        assert tree_of(mount.path) == FILES
+    assert len(server.asked) == asked or not offline
+
+
 def test_an_object_that_is_replaced_under_an_open_file_is_estale_and_then_new(
     server: ObjectServer, tmp_path: Path
 ) -> None:

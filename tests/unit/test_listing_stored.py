@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.trees import Clock, Gate, run_together
-from xnatfs.archives.kept import KeptDocuments, OfflineArchive
+from xnatfs.archives.kept import KeptDocuments, KeptSizes, OfflineArchive
 from xnatfs.archives.memory import MemoryArchive
 from xnatfs.config import ListingConfig
 from xnatfs.errors import AccessDenied, Unavailable
@@ -259,6 +261,37 @@ def test_offline_a_size_and_bytes_that_are_not_held_fail_at_once(world: World) -
         with pytest.raises(Unavailable, match="offline"):
             call()
     archive.close()
+
+
+class Notes:
+    """A keeper's texts."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.note = self.texts.__setitem__
+        self.recall = self.texts.get
+
+
+def test_a_size_that_was_told_once_is_told_again_when_nobody_answers_unless_it_proved_wrong(world: World) -> None:
+    keeper: Any = Notes()
+    entry = Entry("a.txt", "/P1/a.txt", False, None)
+    told = KeptSizes(world.archive, keeper).stat(entry)
+    offline = KeptSizes(OfflineArchive(world.archive), keeper)
+    assert offline.stat(entry) == replace(entry, size=told.size, version=told.version, digest=told.digest)
+    assert told.version
+    for other in (replace(told, size=None), Entry("b.txt", "/P1/b.txt", False, None)):
+        with pytest.raises(Unavailable, match="offline"):
+            offline.stat(other)
+    keeper.texts = dict.fromkeys(keeper.texts, "nonsense")
+    keeper.recall = keeper.texts.get
+    with pytest.raises(Unavailable, match="offline"):
+        offline.stat(entry)
+
+
+def test_what_is_around_an_archive_says_as_the_archive_does_that_it_is_alone(world: World) -> None:
+    assert not KeptDocuments(world.archive, lambda listing, key: None).alone
+    world.archive.alone = True
+    assert KeptSizes(KeptDocuments(world.archive, lambda listing, key: None), Notes()).alone  # type: ignore[arg-type]
 
 
 def test_many_threads_that_meet_a_stored_listing_read_it_once(world: World) -> None:

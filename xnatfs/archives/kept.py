@@ -1,14 +1,16 @@
-"""Archives around an archive: one that takes documents from what is stored, and one that asks nothing.
+"""Archives around an archive: they take documents from what is stored, remember sizes, or ask nothing.
 
 Knows no server and no store: what is kept comes from a function. Safe to call from any thread.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import md5
 
-from xnatfs.archives.base import Archive, RangeStream
+from xnatfs.archives.base import Archive, Keeper, RangeStream
 from xnatfs.archives.documents import BytesBody
 from xnatfs.errors import Unavailable
 from xnatfs.model import Entry, Listing
@@ -16,7 +18,65 @@ from xnatfs.model import Entry, Listing
 OFFLINE_HINT = "mount without --offline, or list and read it once while the server can be reached"
 
 
-class KeptDocuments:
+class _Around:
+    """Passes everything on to the archive within."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self.id = archive.id
+        self.alone = getattr(archive, "alone", False)
+        self.root = archive.root
+        self.children = archive.children
+        self.children_of_several = getattr(archive, "children_of_several", None)
+        self.open_bulk = archive.open_bulk
+        self.close = archive.close
+
+    def stat(self, entry: Entry) -> Entry:
+        return self._archive.stat(entry)
+
+    def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
+        return self._archive.open_range(entry, start, stop)
+
+
+class KeptSizes(_Around):
+    """An archive whose answers about files that listings tell no size of outlast it: what is cached of them can be read
+    when nobody answers.
+
+    Args:
+        keeper: Remembers them, for other mounts too.
+    """
+
+    def __init__(self, archive: Archive, keeper: Keeper) -> None:
+        super().__init__(archive)
+        self._keeper = keeper
+
+    def stat(self, entry: Entry) -> Entry:
+        """See ``Archive.stat``. What was answered before, where there is no answer now."""
+        try:
+            answer = self._archive.stat(entry)
+        except Unavailable:
+            kept = self._recalled(entry)
+            if kept is None:
+                raise
+            return kept
+        facts = [answer.size, answer.version, answer.mtime_ns, answer.digest]
+        self._keeper.note(_size_of(entry), json.dumps(facts))
+        return answer
+
+    def _recalled(self, entry: Entry) -> Entry | None:
+        try:
+            size, version, mtime_ns, digest = json.loads(self._keeper.recall(_size_of(entry)) or "")
+            return replace(entry, size=int(size), version=str(version), mtime_ns=int(mtime_ns), digest=str(digest))
+        except (ValueError, TypeError):
+            return None
+
+
+def _size_of(entry: Entry) -> str:
+    """With the version that the listing told, which is another one once a size has proved wrong."""
+    return f"size of {entry.key} {entry.version}"
+
+
+class KeptDocuments(_Around):
     """An archive whose documents, as far as they came with a listing, are read from the store.
 
     Args:
@@ -24,15 +84,8 @@ class KeptDocuments:
     """
 
     def __init__(self, archive: Archive, find: Callable[[str, str], bytes | None]) -> None:
-        self._archive = archive
+        super().__init__(archive)
         self._find = find
-        self.id = archive.id
-        self.root = archive.root
-        self.children = archive.children
-        self.children_of_several = getattr(archive, "children_of_several", None)
-        self.stat = archive.stat
-        self.open_bulk = archive.open_bulk
-        self.close = archive.close
 
     def open_range(self, entry: Entry, start: int, stop: int) -> RangeStream:
         """See ``Archive.open_range``. What is kept is served only as exactly the bytes that the entry announces."""

@@ -12,6 +12,12 @@ from xnatfs.reading.flight import with_validator
 TEXT_UNIT = 1 << 20
 """Bytes of one block of a text: its own, so that another ``--block-size`` finds it."""
 
+SHORT = 1000
+"""Characters of a text that is a note itself, and takes no block."""
+
+_IS_TEXT = "="
+"""Begins such a note. Others are a length."""
+
 
 class CacheKeeper:
     """The cache as one archive's keeper."""
@@ -25,8 +31,11 @@ class CacheKeeper:
         return BlockWriter(self._cache, ContentId(self._archive_id, key, version), self._block_size)
 
     def note(self, key: str, text: str) -> None:
-        """The text is one content, its length the note beside it: what is there in part counts as forgotten."""
+        """A long text is one content, its length the note beside it: what is there in part counts as forgotten."""
         content = self._text(key)
+        if len(text) <= SHORT:
+            self._cache.put_note(content, _IS_TEXT + text)
+            return
         data = text.encode("utf-8", "surrogatepass")
         self._cache.discard(content)
         for number, start in enumerate(range(0, len(data), TEXT_UNIT)):
@@ -36,6 +45,8 @@ class CacheKeeper:
     def recall(self, key: str) -> str | None:
         content = self._text(key)
         length = self._cache.get_note(content)
+        if length is not None and length.startswith(_IS_TEXT):
+            return length.removeprefix(_IS_TEXT)
         if length is None or not length.isdigit():
             return None
         pieces = []
