@@ -19,6 +19,7 @@ from xnatfs.archives.base import Keeper, RangeStream
 from xnatfs.archives.nbia.dicom import MARK, PREAMBLE
 from xnatfs.archives.nbia.tree import ONLY_IMAGE
 from xnatfs.errors import TimedOut, UnexpectedReply
+from xnatfs.forks import unforked
 from xnatfs.model import Entry
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class IdcNames:
         return known
 
     def _worked_out(self, files: Sequence[Entry]) -> Mapping[str, str]:
-        from xnatfs.archives.nbia.image_names import names_of  # imports pydicom
+        with unforked():
+            from xnatfs.archives.nbia.image_names import names_of  # imports pydicom
 
         pool = ThreadPoolExecutor(self._at_once, "xnatfs-names")
         try:
