@@ -340,7 +340,12 @@ def test_a_signal_while_mounting_leaves_nothing(room: Room, server: DemoServer, 
     server.fault("projects", "stall", times=None)
     try:
         command = [sys.executable, "-m", "xnatfs", "mount", "--cache-dir", str(room.path / "cache"), room.source]
-        process = subprocess.Popen([*command, str(room.mnt)], env=room.environment, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [*command, str(room.mnt)],
+            env=room.environment,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # below nohup SIGHUP is ignored, and stays so
+        )
         deadline_s = time.monotonic() + 10
         while len(processes_naming(room.mnt)) < 2 and time.monotonic() < deadline_s:
             time.sleep(0.02)
