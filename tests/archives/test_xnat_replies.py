@@ -215,6 +215,16 @@ def test_filters_leave_out_what_does_not_match(connect: Connect) -> None:
     assert [one.name for one in listing.children[scan.key] if not one.hidden] == ["NIFTI"]
 
 
+def test_a_project_that_is_not_there_is_told_once(
+    connect: Connect, expected_warnings: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected_warnings.append("shows no project 'demo' to this account")
+    archive = connect(tree=TreeConfig(projects=("DEMO", "demo")))
+    for _ in range(2):
+        assert [one.name for one in archive.children(archive.root()).children["/data/projects"]] == ["DEMO"]
+    assert caplog.text.count("shows no project 'demo'") == 1
+
+
 def test_names_by_id_show_ids_and_find_labels(connect: Connect) -> None:
     archive = connect(tree=TreeConfig(names="id"))
     subject, _ = walk(archive, "DEMO", "DEMO_001")

@@ -10,7 +10,7 @@ import pytest
 from tests.archives.conftest import DEMO
 from tests.helpers.hostile import Answer, Liar
 from tests.helpers.server import DemoServer
-from xnatfs.archives.xnat.archive import XnatArchive
+from xnatfs.archives.xnat.archive import SEVERAL_TRIES, XnatArchive
 from xnatfs.archives.xnat.files import FileRun, Files, file_runs
 from xnatfs.archives.xnat.tables import Row, rows_by_experiment
 from xnatfs.config import HttpConfig, TreeConfig
@@ -69,12 +69,22 @@ def test_a_server_that_takes_no_lists_of_ids_is_asked_one_by_one_from_then_on(
 ) -> None:
     archive = connect()
     sessions = below(archive, "CRAWL", "experiment")[:2]
-    server.fault(r"XNAT_E20000,XNAT_E20001/files", "status", status=404)
-    assert archive.children_of_several(sessions) == {}
+    server.fault(r"XNAT_E20000,XNAT_E20001/files", "status", status=404, times=None)
+    for _ in range(SEVERAL_TRIES):
+        assert archive.children_of_several(sessions) == {}
     server.clear_log()
     assert archive.children_of_several(sessions) == {}
     assert server.requests() == []
     assert archive.children(sessions[0]).id == sessions[0].listing
+
+
+def test_sessions_that_go_during_a_crawl_do_not_end_lists_of_ids(server: DemoServer, connect: Connect) -> None:
+    archive = connect()
+    sessions = below(archive, "CRAWL", "experiment")[:2]
+    for _ in range(2 * SEVERAL_TRIES):
+        server.fault(r"XNAT_E20000,XNAT_E20001/files", "status", status=404)
+        assert archive.children_of_several(sessions) == {}
+        assert len(archive.children_of_several(sessions)) == 2
 
 
 def test_a_page_in_place_of_an_answer_does_not_end_lists_of_ids_for_good(server: DemoServer, connect: Connect) -> None:

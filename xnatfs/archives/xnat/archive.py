@@ -63,6 +63,9 @@ DATA_PATHS = ("/data/", "/REST/", "/xapi/")
 
 JSON = {"format": "json"}
 
+SEVERAL_TRIES = 3
+"""Lists of sessions that a server may refuse in a row until it is taken for one that knows no lists."""
+
 
 class XnatArchive:
     """Projects, subjects, sessions, scans and resources of one XNAT server, as one account sees them.
@@ -91,7 +94,8 @@ class XnatArchive:
         self.login = XnatLogin(base_url, credentials, http.timeout_s, self._http.new_session)
         self._lock = threading.Lock()
         self._documents = DocumentStore()
-        self._takes_several = True  # until it has not
+        self._refused_several = 0  # times in a row; a race costs a further try
+        self._told_missing = False
         self._side: ThreadPoolExecutor | None = None  # guarded by _lock: requests sent beside the caller's own
 
     def _log_in(self) -> ServerSession:
@@ -115,6 +119,7 @@ class XnatArchive:
         kind, fields = parse_listing_id(identifier)
         if kind == SITE:
             listing, documents = site_listing(self._table("/data/projects", JSON), self._tree)
+            self._tell_missing(listing)
         elif kind == "project":
             listing, documents = self._project(fields["id"])
         elif kind == "resources":
@@ -132,6 +137,14 @@ class XnatArchive:
             listing, documents = self._experiment(identifier, mtime_ns)
         self._documents.put(documents)
         return replace(listing, documents=documents)
+
+    def _tell_missing(self, site: Listing) -> None:
+        """Say once that a project which was asked for is not there, or the user looks at an empty directory."""
+        shown = {entry.id for entries in site.children.values() for entry in entries}
+        missing = [project for project in self._tree.projects if project not in shown]
+        if missing and not self._told_missing:
+            self._told_missing = True
+            log.warning("the server shows no project %s to this account", ", ".join(map(repr, missing)))
 
     def _project(self, project: str) -> tuple[Listing, dict[str, bytes]]:
         path = f"/data/projects/{quote(project, safe='')}"
@@ -168,7 +181,7 @@ class XnatArchive:
             answers = self._side_by_side(*(partial(self.children, each) for each in directories))
             return {listing.id: listing for listing in answers}
         asked = {fields["id"]: each for each in directories if (fields := _experiment_of(each.listing))}
-        if len(asked) < 2 or not self._takes_several:
+        if len(asked) < 2 or self._refused_several >= SEVERAL_TRIES:
             return {}
         together = f"/data/experiments/{','.join(quote(each, safe='') for each in asked)}"
         everything = {**JSON, "all": "true"}
@@ -180,9 +193,10 @@ class XnatArchive:
             )
         except PageReply:  # says nothing of lists: a login, or a site that is down for an hour
             return {}
-        except (NotFound, UnexpectedReply):
-            self._takes_several = False
+        except (NotFound, UnexpectedReply):  # one of them may have gone meanwhile; or it takes no lists
+            self._refused_several += 1
             return {}
+        self._refused_several = 0
         named = {experiment: item.resources() for experiment, item in zip(asked, items, strict=True)}
         told = rows_by_experiment(named, files, resources)
         listings: dict[str, Listing] = {}
