@@ -24,7 +24,7 @@ from typing import Any
 
 from xnatfs.config import MountConfig
 from xnatfs.errors import AccessDenied, NotFound, StaleContent, TimedOut, Unavailable
-from xnatfs.frontends import fuse
+from xnatfs.frontends import fuse, fuse_versions
 from xnatfs.model import Entry
 
 MTIME_NS = 1_700_000_000_123_456_789
@@ -233,9 +233,9 @@ def serve() -> None:
     parser.add_argument("--attr-timeout", type=float, default=300.0)
     parser.add_argument("--files", type=int, nargs=2, default=None)
     parser.add_argument("--big", type=int, default=0, help="MiB")
-    parser.add_argument("--told-limit", type=int, default=fuse.TOLD_LIMIT)
+    parser.add_argument("--told-limit", type=int, default=fuse_versions.TOLD_LIMIT)
     options = parser.parse_args()
-    fuse.TOLD_LIMIT = options.told_limit
+    fuse_versions.TOLD_LIMIT = options.told_limit
     logging.basicConfig(level=logging.INFO)
     vfs = small_tree()
     if options.files:

@@ -26,6 +26,7 @@ from xnatfs.errors import CorruptContent, FuseError, NotFound, StaleContent
 from xnatfs.frontends.fuse_binding import AttributePacker, Library, load
 from xnatfs.frontends.fuse_interest import Interest, Wanted
 from xnatfs.frontends.fuse_session import Opened, Page, Session
+from xnatfs.frontends.fuse_versions import KernelView, Version
 from xnatfs.frontends.mountpoint import detach
 from xnatfs.tree.vfs import PlainFiles, rows_of
 
@@ -46,12 +47,6 @@ UNPROVEN = 5000
 the last of them. ``cp -r``, which takes all names first, then needs no look-up a file; ``find`` in directories of many
 thousand files has the kernel and libfuse remember 200 bytes for so many of them at most."""
 
-DROPPING_S = 1.0
-"""For so long at most the kernel is taken to be at an open that drops a path's old pages; a read shows that it is done.
-A guess, for handles that never read because others have filled the pages: it takes microseconds."""
-
-TOLD_LIMIT = 200_000  # files whose attributes in the kernel are remembered, at about 150 bytes each
-
 DOTS = 2  # entries of a directory before its children: "." and ".."
 PAGE = 1024  # entries handed to libfuse at once: more than it takes in one call, so that few are prepared in vain
 
@@ -70,7 +65,7 @@ class _OpenFile(NamedTuple):
     handle: Handle
     size: int
     path: str
-    version: tuple[str, str]
+    version: Version
 
 
 class _OpenDirectory:
@@ -88,16 +83,7 @@ class _OpenDirectory:
 class Operations:
     """The file system as libfuse sees it: read-only, attributes and names from memory, bytes through handles.
 
-    libfuse names an inode by its path, so the kernel keeps one size and one set of cached pages a path, whatever
-    version of the file a handle is on. Three rules keep versions apart (contract 3.2):
-
-    - ``open`` answers ESTALE when the kernel was last told another size or date than the file has now. The kernel then
-      asks for the attributes again and repeats the open once, unseen by the program.
-    - A version opened while another one is still open gets ``direct_io``: it neither fills nor reads the pages that
-      belong to the other.
-    - The kernel ends a reading at the size that it was told last, without a question while that is fresh: a file that
-      became shorter under its reader would end early. So while a handle is longer than what the kernel is told,
-      ``keep_attributes`` makes it ask each time, and the question that comes with such a handle is answered ESTALE.
+    What the kernel keeps of a path while the file there changes is ``fuse_versions.KernelView``'s to know.
     """
 
     def __init__(self, vfs: ArchiveVFS, packer: AttributePacker) -> None:
@@ -109,22 +95,14 @@ class Operations:
         self._files: dict[int, _OpenFile] = {}
         self._directories: dict[int, _OpenDirectory] = {}
         self._interest = Interest()
-        self._told: dict[int, int] = {}  # hash of a path -> hash of the attributes that the kernel holds for it
         self._unproven = 0  # see UNPROVEN; about right is enough
-        self._lock = threading.Lock()
-        self._versions: dict[str, dict[tuple[str, str], int]] = {}  # guarded by _lock: open handles by path and version
-        self._mixed: set[str] = set()  # guarded by _lock: paths whose cached pages may be of an older version
-        self._dropping: dict[int, tuple[str, float]] = {}  # changed under _lock: fh -> path, until when; see DROPPING_S
-        self._longest: dict[str, int] = {}  # changed under _lock: size of the longest version open at a path
-        self._shorter: set[str] = set()  # guarded by _lock: paths of which the kernel was told less than that
-        self.keep_attributes: Callable[[bool], None] = lambda _kept: None
-        """Told False when the kernel must not keep attributes from now on, True when it may again."""
+        self.kernel = KernelView()
 
     def getattr(self, path: str) -> bytes:
         node = self._vfs.lookup(path)
         if not node.is_dir:
             self._unproven = 0
-            self._tell(path, node.size, node.mtime_ns)
+            self.kernel.tell(path, node.size, node.mtime_ns)
             if self._interest.watched:
                 self._interest.looked_at(path)
         return self._packed(node)
@@ -141,24 +119,11 @@ class Operations:
         except NotFound:  # like a file that was removed: what is open reads on
             return self._packed(handle.node)
         self._vfs.ensure_current(handle)
-        self._tell(path, node.size, node.mtime_ns)
+        self.kernel.tell(path, node.size, node.mtime_ns)
         return self._packed(node)
 
     def _packed(self, node: Node) -> bytes:
         return self._pack(node.ino, node.is_dir, node.size, node.mtime_ns)
-
-    def _tell(self, path: str, size: int, mtime_ns: int) -> None:
-        if size < self._longest.get(path, 0):
-            self._ask_each_time(path)
-        if len(self._told) >= TOLD_LIMIT:
-            self._told.clear()  # costs one more look-up at each file's next open
-        self._told[hash(path)] = hash((size, mtime_ns))
-
-    def _ask_each_time(self, path: str) -> None:
-        with self._lock:
-            if path in self._longest:
-                self._shorter.add(path)
-                self.keep_attributes(False)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -166,50 +131,20 @@ class Operations:
         self._unproven = 0
         handle = self._vfs.open(path)
         node = handle.node
-        if self._told.get(hash(path)) != hash((node.size, node.mtime_ns)):
+        if not self.kernel.knows(path, node.size, node.mtime_ns):
             self._vfs.release(handle)
-            with self._lock:
-                self._mixed.add(
-                    path
-                )  # the VFS takes the new version for opened now; the kernel has not dropped the old
+            self.kernel.refused(path)
             raise StaleContent("the file has changed since its attributes were asked for")
         version = (node.entry.key, node.entry.version)
         fh = next(self._numbers)
-        keep_cache, direct_io = self._enter(fh, path, version, node.size, handle.keep_cache)
+        keep_cache, direct_io = self.kernel.enter(fh, path, version, node.size, handle.keep_cache)
         self._files[fh] = _OpenFile(handle, node.size, path, version)
         return Opened(fh, keep_cache, direct_io)
 
-    def _enter(self, fh: int, path: str, version: tuple[str, str], size: int, unchanged: bool) -> tuple[bool, bool]:
-        """Count a handle in; whether the path's cached pages may stay, and whether this handle must pass them by."""
-        with self._lock:
-            self._longest[path] = max(size, self._longest.get(path, 0))
-            versions = self._versions.setdefault(path, {})
-            others = any(other != version for other in versions)
-            versions[version] = versions.get(version, 0) + 1
-            if others:
-                self._mixed.add(path)
-                return True, True
-            # Who opens the new version second may have its answer first, and would be shown the pages of the old one.
-            keep = unchanged and path not in self._mixed and not self._is_dropping(path)
-            self._mixed.discard(path)
-            if not keep:
-                self._dropping[fh] = path, time.monotonic() + DROPPING_S
-            return keep, False
-
-    def _is_dropping(self, path: str) -> bool:
-        """The caller holds ``_lock``."""
-        now = time.monotonic()
-        return any(each == path and now < until for each, until in self._dropping.values())
-
-    def _dropped(self, fh: int) -> None:
-        """The kernel has our answer to this open, and so has dropped the path's old pages."""
-        with self._lock:
-            self._dropping.pop(fh, None)
-
     def read_into(self, fh: int, offset: int, buffer: memoryview) -> int:
         file = self._files[fh]
-        if fh in self._dropping:
-            self._dropped(fh)
+        if fh in self.kernel.dropping:
+            self.kernel.dropped(fh)
         count = self._pread_into(file.handle, offset, buffer)
         if count < len(buffer) and offset + count < file.size:
             # libfuse fills up a short answer with zeroes, and zeroes look like pixels.
@@ -221,18 +156,7 @@ class Operations:
 
     def release(self, fh: int) -> None:
         file = self._files.pop(fh)
-        with self._lock:
-            self._dropping.pop(fh, None)
-            versions = self._versions[file.path]
-            versions[file.version] -= 1
-            if not versions[file.version]:
-                del versions[file.version]
-            if not versions:
-                del self._versions[file.path]
-                del self._longest[file.path]
-                if file.path in self._shorter:
-                    self._shorter.discard(file.path)
-                    self.keep_attributes(not self._shorter)
+        self.kernel.leave(fh, file.path, file.version)
         self._vfs.release(file.handle)
 
     # --- directories --------------------------------------------------------------------------------------------------
@@ -270,8 +194,8 @@ class Operations:
             attributes, complete = self._packer.pack_types(rows.inos), repeat(False)
         else:
             sizes, are_dirs = list(rows.sizes), list(rows.are_dirs)
-            if self._longest and with_attributes:
-                self._compare_with_open(directory.path, rows.names, sizes)
+            if with_attributes:
+                self.kernel.tell_sizes(directory.path, rows.names, sizes)
             attributes = map(self._pack, rows.inos, are_dirs, sizes, rows.mtimes_ns)
             complete = [size >= 0 for size in sizes]  # or the kernel must ask for the size
             if wanted is Wanted.TRIAL and not first and complete:
@@ -281,14 +205,6 @@ class Operations:
             attributes = itertools.chain((self._packed(directory.node), None)[start:], attributes)
             complete = itertools.chain((False, False)[start:], complete)
         return Page(names, attributes, complete)
-
-    def _compare_with_open(self, above: str, names: Iterable[str], sizes: Iterable[int]) -> None:
-        """The kernel is about to be told sizes of a directory's files, some of which may be open."""
-        prefix = f"{above}/"
-        if any(path.startswith(prefix) for path in tuple(self._longest)):
-            for name, size in zip(names, sizes, strict=True):
-                if 0 <= size < self._longest.get(prefix + name, 0):
-                    self._ask_each_time(prefix + name)
 
     def taken(self, fh: int, start: int, stop: int) -> None:
         """The kernel has the attributes of these entries now."""
@@ -302,12 +218,9 @@ class Operations:
         ours = zip(rows.names, rows.sizes, rows.mtimes_ns, rows.are_dirs, strict=True)
         if directory.wanted is Wanted.TRIAL and not start:
             next(ours)
-        prefix = f"{directory.path}/"
-        for name, size, mtime_ns, is_dir in ours:
-            if size >= 0 and not is_dir:
-                self._told[hash(prefix + name)] = hash((size, mtime_ns))
-        if len(self._told) >= TOLD_LIMIT:
-            self._told.clear()  # costs one more look-up at each file's next open
+        self.kernel.told(
+            directory.path, ((name, size, when) for name, size, when, is_dir in ours if size >= 0 and not is_dir)
+        )
 
     def releasedir(self, fh: int) -> None:
         del self._directories[fh]
@@ -364,7 +277,7 @@ def mount(
     packer = library.attribute_packer(uid, gid, config.umask)
     operations = Operations(vfs, packer)
     session = Session(library, operations)
-    operations.keep_attributes = session.keep_attributes
+    operations.kernel.keep_attributes = session.keep_attributes
     # libfuse's own signal handlers wait for calls under way, however long; so a thread of ours takes the signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     messages = LibfuseMessages()
